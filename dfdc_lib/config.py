@@ -1,0 +1,73 @@
+"""Every setting and preset, in one place. Profiles and notebook parameters only choose among these."""
+
+from dataclasses import dataclass
+
+# MTCNN's thresholds for its three stages. Source: upstream; strict for training crops, lenient when every face counts.
+TRAIN_THRESHOLDS = (0.85, 0.95, 0.95)
+INFERENCE_THRESHOLDS = (0.7, 0.8, 0.8)
+
+
+@dataclass(frozen=True)
+class EncoderPreset:
+    """An encoder and the input it is trained on."""
+
+    timm_name: str
+    size: int  # side of the square input, pixels
+    batch: int  # pictures a GPU and step, as the slides state for B5 and B7
+    drop_path: float = 0.2
+    published_log_loss: float | None = None  # the slides' "Score" of a single model
+
+
+ENCODERS = {
+    "tiny": EncoderPreset("test_efficientnet", 112, 32, drop_path=0.0),
+    "b3": EncoderPreset("tf_efficientnet_b3.ns_jft_in1k", 300, 16, published_log_loss=0.29),
+    "b4": EncoderPreset("tf_efficientnet_b4.ns_jft_in1k", 380, 16, drop_path=0.5, published_log_loss=0.27),
+    "b5": EncoderPreset("tf_efficientnet_b5.ns_jft_in1k", 380, 16, published_log_loss=0.25),
+    "b6": EncoderPreset("tf_efficientnet_b6.ns_jft_in1k", 380, 12, published_log_loss=0.27),
+    "b7": EncoderPreset("tf_efficientnet_b7.ns_jft_in1k", 380, 12, published_log_loss=0.24),
+}
+
+
+@dataclass(frozen=True)
+class PreprocessConfig:
+    """From videos to crops, masks and folds."""
+
+    every: int = 10  # detect and crop on every n-th frame
+    thresholds: tuple[float, float, float] = TRAIN_THRESHOLDS
+    margin: float = 0.2  # share of the face box kept around it, each side (slides: about 20 %)
+
+    def __post_init__(self):
+        if self.every < 1:
+            raise ValueError(f"every must be at least 1, got {self.every}")
+        if self.margin < 0:
+            raise ValueError(f"margin must not be negative, got {self.margin}")
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """One training run. The defaults are the slides'; `DEMO_TRAINING` is what two CPU cores learn the sample with."""
+
+    encoder: str = "b5"
+    steps: int = 75_000  # slides: 2,500 iterations an epoch, 75,000 in all
+    epoch_steps: int = 2_500
+    batch: int = 16
+    optimizer: str = "sgd"  # "sgd": momentum 0.9, Nesterov, PolyLR · "adamw": one-cycle
+    learning_rate: float = 0.01
+    weight_decay: float = 1e-4
+    smoothing: float = 0.01  # label smoothing, slides
+    paired: bool = False  # each real crop beside its own fake, both augmented alike
+    augmentation: str = "slides"  # "slides" or "demo"
+    fold: int = 0  # the fold held out for validation
+    seed: int = 0
+
+    def __post_init__(self):
+        choices = {"encoder": ENCODERS, "optimizer": ("sgd", "adamw"), "augmentation": ("slides", "demo")}
+        for field, valid in choices.items():
+            if getattr(self, field) not in valid:
+                raise ValueError(f"{field} must be one of {', '.join(valid)}, got {getattr(self, field)!r}")
+
+
+DEMO_TRAINING = TrainConfig(
+    encoder="tiny", steps=400, epoch_steps=100, batch=32, optimizer="adamw", learning_rate=3e-3, weight_decay=0.02,
+    paired=True, augmentation="demo",
+)  # fmt: skip

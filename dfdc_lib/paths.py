@@ -1,0 +1,91 @@
+"""The name of every artifact, and writing one so that it appears whole or not at all."""
+
+import json
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+
+@contextmanager
+def appear_whole(path: Path) -> Iterator[Path]:
+    """Yield a temporary path beside `path`; what was written there takes the name `path` when the block succeeds.
+
+    Works for files and folders. A reader never sees a half-written artifact; a failed block leaves nothing behind.
+    """
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.part")
+    try:
+        yield temporary
+        if temporary.is_dir() and path.exists():
+            shutil.rmtree(path)
+        os.replace(temporary, path)
+    finally:
+        if temporary.is_dir():
+            shutil.rmtree(temporary)
+        else:
+            temporary.unlink(missing_ok=True)
+
+
+def write_json(path: Path, value) -> None:
+    """Write a value as indented JSON, whole or not at all."""
+    with appear_whole(path) as temporary:
+        temporary.write_text(json.dumps(value, indent=1) + "\n")
+
+
+@dataclass(frozen=True)
+class WorkFolder:
+    """Where the artifacts of one data set lie. Nothing is created until a stage writes."""
+
+    root: Path
+
+    @classmethod
+    def beside(cls, data: Path) -> "WorkFolder":
+        """The default: `work/<name of the data folder>` beside the data folder."""
+        data = Path(data).resolve()
+        return cls(data.parent / "work" / data.name)
+
+    @property
+    def folds(self) -> Path:
+        return self.root / "folds.csv"
+
+    @property
+    def source(self) -> Path:
+        return self.root / "source.json"
+
+    def read_source(self) -> dict:
+        """What the crops were made from: {"trained_on": name of the data set, "margin": share of the box}."""
+        return json.loads(self.source.read_text())
+
+    @property
+    def status(self) -> Path:
+        return self.root / "status.csv"
+
+    def manifest(self, video_id: str) -> Path:
+        return self.root / "manifest" / f"{video_id}.json"
+
+    def boxes(self, original_id: str) -> Path:
+        return self.root / "boxes" / f"{original_id}.json"
+
+    def crops(self, video_id: str) -> Path:
+        return self.root / "crops" / video_id
+
+    def masks(self, fake_id: str) -> Path:
+        return self.root / "masks" / fake_id
+
+    def run(self, name: str) -> Path:
+        return self.root / "runs" / name
+
+
+def face_file(frame_idx: int, face_idx: int) -> str:
+    """The name of a crop or a mask: `<frame_idx>_<face_idx>.png`."""
+    return f"{frame_idx}_{face_idx}.png"
+
+
+def parse_face_file(name: str) -> tuple[int, int]:
+    """Undo `face_file`: return (frame_idx, face_idx)."""
+    frame_idx, face_idx = Path(name).stem.split("_")
+    return int(frame_idx), int(face_idx)

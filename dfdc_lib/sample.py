@@ -1,0 +1,296 @@
+"""The sample: a miniature DFDC, filmed from two public-domain portraits that ship inside installed packages.
+
+A rehearsal stage. Two people (Eileen Collins, NASA; Grace Hopper, US Navy) stand before a synthetic camera; their
+faces are then swapped, re-warped or given another mouth. It has the data set's layout and its difficulties, and it
+needs no download. Every picture of it is synthetic, and a score on it is no evidence about deepfakes in the wild.
+
+What must not tell a fake from an original is made equal: both come from the same camera path with the same noise and
+go through the same encoder, and each face appears as often swapped in as filmed.
+"""
+
+import json
+from collections.abc import Callable, Iterator
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from dataclasses import asdict, dataclass, replace
+from functools import cache
+from multiprocessing import get_context
+from pathlib import Path
+from typing import NamedTuple
+
+import cv2
+import numpy as np
+
+from dfdc_lib.geometry import move_points
+from dfdc_lib.manipulate import displace, replace_region
+from dfdc_lib.paths import appear_whole, write_json
+from dfdc_lib.video import write_video
+
+VERSION = 1  # raise it when the same settings would give other pictures
+
+PEOPLE = ("collins", "hopper")
+# Five landmarks of each portrait, in its pixels, as MTCNN finds them.
+LANDMARKS = {
+    "collins": [[204.7, 101.7], [246.9, 103.6], [225.9, 128.8], [202.4, 139.9], [245.0, 141.3]],
+    "hopper": [[221.4, 192.7], [309.4, 187.9], [268.6, 238.6], [231.5, 278.5], [305.9, 274.1]],
+}
+# (width, height) and the share of originals: each branch of the slides' resize rule appears.
+SIZES = [(480, 270), (270, 480), (400, 300), (480, 360), (256, 256), (640, 360), (360, 480), (540, 300)]
+LARGE_SIZES = [(1280, 720), (1920, 1080)]
+METHOD_PAIRS = [("swap", "rewarp"), ("swap", "mouth"), ("swap", "rewarp"), ("swap", "mouth")]
+
+
+class Person(NamedTuple):
+    """Someone on the stage."""
+
+    identity: str
+    landmarks: np.ndarray  # (5, 2) in pixels of the stage
+
+
+class Stage(NamedTuple):
+    """What the camera films: a picture (H, W, 3) uint8 RGB, larger than the frame, and who stands in it."""
+
+    picture: np.ndarray
+    people: list[Person]
+
+
+@dataclass(frozen=True)
+class Shot:
+    """How one original is filmed. Everything follows from these values: the same shot gives the same frames."""
+
+    seed: int
+    identities: tuple[str, ...]
+    width: int
+    height: int
+    n_frames: int
+    crf: int
+    leaves_frame: bool = False
+
+
+@dataclass(frozen=True)
+class Fake:
+    """How one fake is made from a shot. `strength` runs from 0, barely visible, to 1, crude."""
+
+    seed: int
+    method: str
+    strength: float
+
+
+@cache
+def portrait(identity: str) -> np.ndarray:
+    """Load a portrait (H, W, 3) uint8 RGB from the package that carries it."""
+    if identity == "collins":
+        from skimage.data import astronaut
+
+        return astronaut()
+    from matplotlib.cbook import get_sample_data
+
+    path = get_sample_data("grace_hopper.jpg", asfileobj=False)
+    return cv2.cvtColor(cv2.imread(str(path), cv2.IMREAD_COLOR), cv2.COLOR_BGR2RGB)
+
+
+def eyes_to_mouth(landmarks: np.ndarray) -> float:
+    """The distance from between the eyes to the middle of the mouth, in pixels: how large a face is."""
+    return float(np.hypot(*(landmarks[3:].mean(axis=0) - landmarks[:2].mean(axis=0))))
+
+
+def pose(identity: str, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
+    """A portrait in another light: mirrored or not, its head a little reshaped, lit from a side. Picture, landmarks."""
+    picture, landmarks = portrait(identity), np.array(LANDMARKS[identity])
+    if rng.random() < 0.5:
+        picture = np.ascontiguousarray(picture[:, ::-1])
+        landmarks = (landmarks * (-1, 1) + (picture.shape[1] - 1, 0))[[1, 0, 2, 4, 3]]
+    size = eyes_to_mouth(landmarks)
+    for _ in range(4):
+        centre = landmarks.mean(axis=0) + rng.normal(0, 1.2 * size, 2)
+        picture, landmarks = displace(picture, landmarks, centre, 2.5 * size, rng.normal(0, 0.10 * size, 2))
+    return relight(picture, rng), landmarks
+
+
+def relight(picture: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    """Light from one side, another white balance and gamma."""
+    height, width = picture.shape[:2]
+    slope = rng.normal(0, 0.35, 2)
+    y, x = np.linspace(-0.5, 0.5, height)[:, None], np.linspace(-0.5, 0.5, width)[None]
+    light = np.exp(slope[0] * x + slope[1] * y)[..., None] * np.exp(rng.normal(0, 0.08, 3))
+    lit = (picture / 255) ** np.exp(rng.normal(0, 0.2)) * light
+    return (np.clip(lit, 0, 1) * 255).astype(np.uint8)
+
+
+def build_stage(shot: Shot, rng: np.random.Generator) -> Stage:
+    """Put the shot's people before a backdrop of blurred colours. The stage is 1.4 times as wide and high as the frame."""
+    width, height = round(1.4 * shot.width), round(1.4 * shot.height)
+    backdrop = cv2.resize(portrait(shot.identities[0]), (width, height), interpolation=cv2.INTER_AREA)
+    canvas = cv2.GaussianBlur(relight(backdrop, rng), (0, 0), 0.06 * height).astype(np.float32)
+    alone = len(shot.identities) == 1
+    size = rng.uniform(0.11, 0.17) * (1 if alone else 0.8) * min(shot.width, shot.height)
+    people = []
+    for identity, across in zip(shot.identities, (0.5,) if alone else (0.32, 0.68), strict=True):
+        picture, landmarks = pose(identity, rng)
+        scale = size * np.exp(rng.normal(0, 0.05)) / eyes_to_mouth(landmarks)
+        place = np.array([across * width, 0.45 * height]) + rng.normal(0, 0.03, 2) * (shot.width, shot.height)
+        move = np.column_stack([np.eye(2) * scale, place - landmarks.mean(axis=0) * scale])
+        stand(canvas, picture, move)
+        people.append(Person(identity, move_points(landmarks, move)))
+    return Stage(canvas.round().astype(np.uint8), people)
+
+
+def stand(canvas: np.ndarray, picture: np.ndarray, move: np.ndarray) -> None:
+    """Draw a portrait on the canvas (float32, changed in place) through an affine map, its border faded out."""
+    scale = move[0, 0]
+    if scale < 0.8:
+        picture = cv2.resize(picture, None, fx=scale, fy=scale, interpolation=cv2.INTER_AREA)
+        move = np.column_stack([np.eye(2), move[:, 2]])
+    height, width = picture.shape[:2]
+    y, x = np.mgrid[:height, :width].astype(np.float32)
+    border = np.minimum.reduce([x, y, width - 1 - x, height - 1 - y]) / (0.12 * width)
+    size = canvas.shape[1::-1]
+    weights = cv2.warpAffine(np.clip(border, 0, 1), move, size)[..., None]
+    canvas += weights * (cv2.warpAffine(picture, move, size, flags=cv2.INTER_CUBIC, borderMode=cv2.BORDER_REPLICATE) - canvas)
+
+
+def wander(n_frames: int, amplitude: float, rng: np.random.Generator) -> np.ndarray:
+    """A smooth random curve (n_frames,): three slow waves of random phase, about `amplitude` high."""
+    time = np.arange(n_frames) / 30
+    speeds, phases = rng.uniform(0.3, 1.2, 3), rng.uniform(0, 2 * np.pi, 3)
+    return amplitude * np.sin(2 * np.pi * time[:, None] * speeds + phases).mean(axis=1)
+
+
+def act(stage: Stage, moves: np.ndarray) -> Stage:
+    """Let each person sway the head and move the mouth: `moves` (people, 3) as shares of the face's size."""
+    picture, people = stage
+    moved = []
+    for person, (sway_x, sway_y, mouth) in zip(people, moves, strict=True):
+        size, landmarks = eyes_to_mouth(person.landmarks), person.landmarks
+        picture, landmarks = displace(picture, landmarks, landmarks.mean(axis=0), 3 * size, (sway_x * size, sway_y * size))
+        picture, landmarks = displace(picture, landmarks, landmarks[3:].mean(axis=0), 0.9 * size, (0, mouth * size))
+        moved.append(person._replace(landmarks=landmarks))
+    return Stage(picture, moved)
+
+
+def camera_path(shot: Shot, rng: np.random.Generator) -> np.ndarray:
+    """Affine maps (n_frames, 2, 3) from the stage to the frame: slow zoom, roll and pan, as from a hand."""
+    n, size = shot.n_frames, np.array([shot.width, shot.height])
+    zoom, roll = np.exp(wander(n, 0.12, rng)), np.radians(rng.normal(0, 4) + wander(n, 5, rng))
+    shift = np.stack([wander(n, 0.12, rng), wander(n, 0.10, rng)], axis=1) * size
+    if shot.leaves_frame:
+        shift[:, 0] += 0.95 * shot.width * np.clip(np.sin(np.pi * np.arange(n) / n) * 2 - 1, 0, 1)
+    turn = np.stack([np.cos(roll), -np.sin(roll), np.sin(roll), np.cos(roll)], axis=1).reshape(n, 2, 2)
+    turn = turn * zoom[:, None, None]
+    centre = 0.7 * size  # of the stage, which is 1.4 times the frame
+    return np.concatenate([turn, (size / 2 + shift - turn @ centre)[..., None]], axis=2)
+
+
+def film(shot: Shot) -> Iterator[tuple[np.ndarray, list[Person]]]:
+    """Film a shot: yield each frame (H, W, 3) uint8 RGB with its sensor noise, and the people in frame pixels."""
+    rng = np.random.default_rng(shot.seed)
+    stage, path = build_stage(shot, rng), camera_path(shot, rng)
+    reach = (0.25, 0.20, 0.22)
+    moves = np.array([[wander(shot.n_frames, r, rng) for r in reach] for _ in stage.people])
+    exposure, noise = np.exp(wander(shot.n_frames, 0.15, rng)), rng.uniform(2, 5)
+    for i, affine in enumerate(path):
+        acted = act(stage, moves[:, :, i])
+        size = (shot.width, shot.height)
+        seen = cv2.warpAffine(acted.picture, affine, size, flags=cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE)
+        grain = rng.standard_normal(seen.shape, np.float32) * np.float32(noise)
+        frame = np.clip(seen * np.float32(exposure[i]) + grain, 0, 255).round().astype(np.uint8)
+        yield frame, [p._replace(landmarks=move_points(p.landmarks, affine)) for p in acted.people]
+
+
+def falsify(frames: Iterator[tuple[np.ndarray, list[Person]]], fake: Fake) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """Manipulate the first person of every frame: yield (frame, mask). The rest of the picture stays bit-identical."""
+    rng = np.random.default_rng(fake.seed)
+    crude = fake.strength
+    look = {"detail": 0.85 - 0.5 * crude, "colour": 1 - 0.5 * crude, "feather": 0.45 - 0.3 * crude}
+    donor = None
+    for frame, people in frames:
+        person = people[0]
+        if donor is None:
+            other = next(name for name in PEOPLE if name != person.identity)
+            donor = pose(other, rng)
+        jitter = rng.normal(0, 0.01 + 0.03 * crude, (5, 2)) * eyes_to_mouth(person.landmarks)
+        source = (frame, person.landmarks + jitter) if fake.method == "rewarp" else donor
+        region = "mouth" if fake.method == "mouth" else "face"
+        yield replace_region(frame, person.landmarks + (0 if fake.method == "rewarp" else jitter), *source, region, **look)
+
+
+def plan(n_parts: int, originals_per_part: int, seed: int) -> list[tuple[int, Shot, list[Fake]]]:
+    """Lay out the data set: for each original its part, its shot and its fakes.
+
+    Within each part both people are filmed equally often, and swapped in equally often.
+    """
+    rng = np.random.default_rng(seed)
+    strengths = rng.permutation(np.linspace(0, 1, 2 * n_parts * originals_per_part))
+    result = []
+    for i in range(n_parts * originals_per_part):
+        part, j = divmod(i, originals_per_part)
+        width, height = SIZES[(j // 2 + part) % len(SIZES)]
+        shot = Shot(int(rng.integers(2**31)), (PEOPLE[j % 2],), width, height, 48, int(rng.integers(18, 27)))
+        if j >= originals_per_part - 1 and part < len(LARGE_SIZES):
+            shot = replace(shot, width=LARGE_SIZES[part][0], height=LARGE_SIZES[part][1])
+        if j == 0 and part < 2:
+            shot = replace(shot, identities=(PEOPLE[j], PEOPLE[1 - j]), width=640, height=360)
+        if j == 1 and part == 0:
+            shot = replace(shot, leaves_frame=True, width=480, height=270)
+        methods = METHOD_PAIRS[(j // 2) % len(METHOD_PAIRS)]
+        fakes = [Fake(int(rng.integers(2**31)), m, float(strengths[2 * i + k])) for k, m in enumerate(methods)]
+        result.append((part, shot, fakes))
+    return result
+
+
+def name_videos(count: int, seed: int) -> list[str]:
+    """Ten random letters each, as DFDC names its videos."""
+    rng = np.random.default_rng([seed, 1])
+    return ["".join(letters) for letters in rng.choice(list("abcdefghijklmnopqrstuvwxyz"), (count, 10))]
+
+
+def _film_group(folder: Path, shot: Shot, fakes: list[Fake], names: list[str]) -> None:
+    cv2.setNumThreads(1)
+    filmed = list(film(shot))
+    write_video(folder / f"{names[0]}.mp4", (frame for frame, _ in filmed), crf=shot.crf)
+    for fake, name in zip(fakes, names[1:], strict=True):
+        write_video(folder / f"{name}.mp4", (frame for frame, _ in falsify(iter(filmed), fake)), crf=shot.crf)
+
+
+def make_sample(
+    out: Path, n_parts: int = 4, originals_per_part: int = 16, seed: int = 0, workers: int = 2, progress: Callable[[int, int], None] = lambda done, total: None
+) -> Path:
+    """Make the sample in folder `out`, in DFDC's layout, plus sample.json with how each video was made.
+
+    The same arguments give the same pictures; a folder that was made with them is kept as it is. Returns `out`.
+    """
+    out, settings = Path(out), {"version": VERSION, "n_parts": n_parts, "originals_per_part": originals_per_part, "seed": seed}
+    if (out / "sample.json").exists() and json.loads((out / "sample.json").read_text())["settings"] == settings:
+        return out
+    groups = plan(n_parts, originals_per_part, seed)
+    names = iter(name_videos(sum(1 + len(fakes) for _, _, fakes in groups), seed))
+    named = [(part, shot, fakes, [next(names) for _ in range(1 + len(fakes))]) for part, shot, fakes in groups]
+    with appear_whole(out) as folder:
+        for part in range(n_parts):
+            (folder / f"dfdc_train_part_{part}").mkdir(parents=True)
+            members = [(shot, fakes, ids) for p, shot, fakes, ids in named if p == part]
+            write_json(folder / f"dfdc_train_part_{part}" / "metadata.json", _metadata(members))
+        with ProcessPoolExecutor(workers, mp_context=get_context("spawn")) as pool:
+            largest_first = sorted(named, key=lambda group: -group[1].width * group[1].height)
+            tasks = [pool.submit(_film_group, folder / f"dfdc_train_part_{p}", *rest) for p, *rest in largest_first]
+            for done, task in enumerate(as_completed(tasks), 1):
+                task.result()
+                progress(done, len(tasks))
+        write_json(folder / "sample.json", {"settings": settings, "videos": _recipes(named)})
+    return out
+
+
+def _metadata(members: list[tuple[Shot, list[Fake], list[str]]]) -> dict:
+    entries = {}
+    for _, fakes, names in members:
+        entries[f"{names[0]}.mp4"] = {"label": "REAL", "split": "train", "original": None}
+        for name, _ in zip(names[1:], fakes, strict=True):
+            entries[f"{name}.mp4"] = {"label": "FAKE", "split": "train", "original": f"{names[0]}.mp4"}
+    return entries
+
+
+def _recipes(named: list[tuple[int, Shot, list[Fake], list[str]]]) -> dict:
+    recipes = {}
+    for _, shot, fakes, names in named:
+        recipes[names[0]] = {"shot": asdict(shot)}
+        recipes |= {name: {"shot": asdict(shot), "fake": asdict(fake)} for name, fake in zip(names[1:], fakes, strict=True)}
+    return recipes
