@@ -36,22 +36,22 @@ def region_mask(landmarks: np.ndarray, height: int, width: int, region: str = "f
     return np.clip((1 - radius) / max(feather, 1e-6), 0, 1).astype(np.float32)
 
 
-def transfer_colour(picture: np.ndarray, reference: np.ndarray, weights: np.ndarray, amount: float = 1.0):
-    """Give `picture` the colour mean and spread of `reference` inside `weights` (H, W), per Lab channel.
+def transfer_colour(picture: np.ndarray, reference: np.ndarray, where: np.ndarray, amount: float = 1.0):
+    """Give `picture` the colour mean and spread of `reference`, both measured where `where` (H, W) is true, in Lab.
 
     `amount` 0 leaves it as it is, 1 matches fully. After Reinhard et al., Color Transfer between Images, 2001.
     """
-    ours, theirs = (cv2.cvtColor(p, cv2.COLOR_RGB2LAB).astype(np.float32) for p in (picture, reference))
-    total = max(float(weights.sum()), 1e-6)
-
-    def moments(lab):
-        mean = (lab * weights[..., None]).sum((0, 1)) / total
-        return mean, np.sqrt(((lab - mean) ** 2 * weights[..., None]).sum((0, 1)) / total) + 1e-6
-
-    (our_mean, our_std), (their_mean, their_std) = moments(ours), moments(theirs)
-    matched = (ours - our_mean) * (their_std / our_std) + their_mean
-    lab = np.clip(ours + amount * (matched - ours), 0, 255).round().astype(np.uint8)
-    return cv2.cvtColor(lab, cv2.COLOR_LAB2RGB)
+    if not where.any():
+        return picture
+    ours, theirs = (cv2.cvtColor(p, cv2.COLOR_RGB2LAB) for p in (picture, reference))
+    our_mean, our_std, their_mean, their_std = (
+        m.ravel() for lab in (ours, theirs) for m in cv2.meanStdDev(lab, mask=where.astype(np.uint8))
+    )
+    # One table of 256 values a channel: value + amount * (matched value - value).
+    values = np.arange(256)[:, None]
+    matched = (values - our_mean) * (their_std / np.maximum(our_std, 1e-6)) + their_mean
+    table = np.clip(values + amount * (matched - values), 0, 255).round().astype(np.uint8)
+    return cv2.cvtColor(cv2.LUT(ours, table[None]), cv2.COLOR_LAB2RGB)
 
 
 def lose_detail(picture: np.ndarray, detail: float) -> np.ndarray:
@@ -114,7 +114,7 @@ def replace_region(
     inside = landmarks - (columns.start, rows.start)
     warped = fit_to(donor, donor_landmarks, inside, *target.shape[:2])
     weights = region_mask(inside, *target.shape[:2], region, feather)
-    warped = transfer_colour(lose_detail(warped, detail), target, weights, colour)
+    warped = transfer_colour(lose_detail(warped, detail), target, weights > 0.5, colour)
     result[rows, columns], mask[rows, columns] = blend(target, warped, weights)
     return result, mask
 

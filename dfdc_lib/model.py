@@ -1,5 +1,6 @@
 """The classifier: a timm encoder, an average, a dropout and one logit. And the checkpoints that hold it."""
 
+import pickle
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -62,15 +63,22 @@ def save_checkpoint(path: Path, model: DeepfakeClassifier) -> None:
 def load_checkpoint(path: Path) -> DeepfakeClassifier:
     """Load a checkpoint that `save_checkpoint` wrote, ready to predict.
 
-    Only tensors and plain values are read: nothing in the file is executed. Raises FileNotFoundError or ValueError.
+    Only tensors and plain values are read: nothing in the file is executed. Raises FileNotFoundError, or ValueError
+    that names the file and what is wrong with it.
     """
     if not Path(path).is_file():
         raise FileNotFoundError(f"no such checkpoint: {path}")
-    stored = torch.load(path, map_location="cpu", weights_only=True)
+    try:
+        stored = torch.load(path, map_location="cpu", weights_only=True)
+    except (pickle.UnpicklingError, RuntimeError, EOFError) as error:
+        raise ValueError(f"{path} is not a checkpoint that can be read safely: {error}") from error
     if not isinstance(stored, dict) or not {"card", "state_dict"} <= set(stored):
         raise ValueError(f"{path} is not a checkpoint of this project: it lacks 'card' or 'state_dict'")
-    card = ModelCard(**stored["card"])
-    model = DeepfakeClassifier(card.encoder)
+    try:
+        card = ModelCard(**stored["card"])
+        model = DeepfakeClassifier(card.encoder)
+        model.load_state_dict(stored["state_dict"], strict=True)
+    except (TypeError, RuntimeError) as error:
+        raise ValueError(f"{path} does not fit its model: {error}") from error
     model.card = card
-    model.load_state_dict(stored["state_dict"], strict=True)
     return model.eval()

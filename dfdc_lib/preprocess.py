@@ -32,14 +32,15 @@ def preprocess(
     work: WorkFolder,
     config: PreprocessConfig = PreprocessConfig(),
     workers: int = 1,
+    originals: int = 0,
     progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> pd.DataFrame:
     """Run all stages on a data set; return the status table: one row a video and stage (also `status.csv`).
 
     What is complete and was made with the same settings is kept, so an interrupted run goes on where it stopped.
-    progress(done, total) is called after each original.
+    originals: take only so many, evenly over the parts; 0 takes all. progress(done, total) is called after each.
     """
-    table = read_metadata(data)
+    table = choose_originals(read_metadata(data), originals)
     groups = [(Path(data), work, config, rows.to_dict("records")) for _, rows in table.groupby("original_id")]
     if workers <= 1:
         for done, group in enumerate(groups, 1):
@@ -54,6 +55,18 @@ def preprocess(
     with appear_whole(work.status) as temporary:
         status.to_csv(temporary, index=False)
     return status
+
+
+def choose_originals(table: pd.DataFrame, count: int) -> pd.DataFrame:
+    """The rows of `count` originals and their fakes, taken in turn from each part; 0 keeps every row."""
+    if count < 0:
+        raise ValueError(f"a number of originals must not be negative, got {count}")
+    if count == 0:
+        return table
+    first = table.drop_duplicates("original_id")
+    turn = first.groupby("part").cumcount()
+    chosen = first.assign(turn=turn).sort_values(["turn", "part"], kind="stable").original_id[:count]
+    return table[table.original_id.isin(chosen)].reset_index(drop=True)
 
 
 def _run_in_processes(groups: list[tuple], workers: int, progress: Callable[[int, int], None]) -> None:

@@ -9,7 +9,7 @@ go through the same encoder, and each face appears as often swapped in as filmed
 """
 
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import asdict, dataclass, replace
 from functools import cache
@@ -36,7 +36,8 @@ LANDMARKS = {
 # (width, height) and the share of originals: each branch of the slides' resize rule appears.
 SIZES = [(480, 270), (270, 480), (400, 300), (480, 360), (256, 256), (640, 360), (360, 480), (540, 300)]
 LARGE_SIZES = [(1280, 720), (1920, 1080)]
-METHOD_PAIRS = [("swap", "rewarp"), ("swap", "mouth"), ("swap", "rewarp"), ("swap", "mouth")]
+METHOD_PAIRS = [("swap", "rewarp"), ("mouth", "rewarp")]
+QUALITIES = (19, 25)  # x264's constant rate factor, drawn for each video whatever its label: file size must not tell
 
 
 class Person(NamedTuple):
@@ -73,6 +74,7 @@ class Fake:
     seed: int
     method: str
     strength: float
+    crf: int
 
 
 @cache
@@ -119,10 +121,12 @@ def relight(picture: np.ndarray, rng: np.random.Generator) -> np.ndarray:
 def build_stage(shot: Shot, rng: np.random.Generator) -> Stage:
     """Put the shot's people before a backdrop of blurred colours. The stage is 1.4 times as wide and high as the frame."""
     width, height = round(1.4 * shot.width), round(1.4 * shot.height)
-    backdrop = cv2.resize(portrait(shot.identities[0]), (width, height), interpolation=cv2.INTER_AREA)
-    canvas = cv2.GaussianBlur(relight(backdrop, rng), (0, 0), 0.06 * height).astype(np.float32)
+    backdrop = relight(cv2.resize(portrait(shot.identities[0]), (32, 32), interpolation=cv2.INTER_AREA), rng)
+    blurred = cv2.GaussianBlur(backdrop, (0, 0), 2)
+    canvas = cv2.resize(blurred, (width, height), interpolation=cv2.INTER_CUBIC).astype(np.float32)
     alone = len(shot.identities) == 1
-    size = rng.uniform(0.11, 0.17) * (1 if alone else 0.8) * min(shot.width, shot.height)
+    # Faces grow more slowly than frames: who films in 1080p stands farther away, and the portraits are not larger.
+    size = rng.uniform(0.11, 0.17) * (1 if alone else 0.8) * 270 * (min(shot.width, shot.height) / 270) ** 0.6
     people = []
     for identity, across in zip(shot.identities, (0.5,) if alone else (0.32, 0.68), strict=True):
         picture, landmarks = pose(identity, rng)
@@ -186,45 +190,63 @@ def film(shot: Shot) -> Iterator[tuple[np.ndarray, list[Person]]]:
     stage, path = build_stage(shot, rng), camera_path(shot, rng)
     reach = (0.25, 0.20, 0.22)
     moves = np.array([[wander(shot.n_frames, r, rng) for r in reach] for _ in stage.people])
-    exposure, noise = np.exp(wander(shot.n_frames, 0.15, rng)), rng.uniform(2, 5)
+    exposure = np.exp(wander(shot.n_frames, 0.15, rng))
+    # One field of sensor noise, seen through a window that jumps: as random to an encoder, and ten times faster.
+    grain = rng.standard_normal((shot.height + 128, shot.width + 128, 3), np.float32) * np.float32(rng.uniform(2, 5))
     for i, affine in enumerate(path):
         acted = act(stage, moves[:, :, i])
         size = (shot.width, shot.height)
         seen = cv2.warpAffine(acted.picture, affine, size, flags=cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE)
-        grain = rng.standard_normal(seen.shape, np.float32) * np.float32(noise)
-        frame = np.clip(seen * np.float32(exposure[i]) + grain, 0, 255).round().astype(np.uint8)
+        x, y = rng.integers(128, size=2)
+        noisy = seen * np.float32(exposure[i]) + grain[y : y + shot.height, x : x + shot.width]
+        frame = np.clip(noisy, 0, 255).round().astype(np.uint8)
         yield frame, [p._replace(landmarks=move_points(p.landmarks, affine)) for p in acted.people]
 
 
-def falsify(frames: Iterator[tuple[np.ndarray, list[Person]]], fake: Fake) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    """Manipulate the first person of every frame: yield (frame, mask). The rest of the picture stays bit-identical."""
+def falsify(
+    filmed: Sequence[tuple[np.ndarray, list[Person]]], fake: Fake
+) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """Manipulate the first person of every filmed frame: yield (frame, mask). The rest stays bit-identical."""
     rng = np.random.default_rng(fake.seed)
     crude = fake.strength
     look = {"detail": 0.85 - 0.5 * crude, "colour": 1 - 0.5 * crude, "feather": 0.45 - 0.3 * crude}
-    donor = None
-    for frame, people in frames:
-        person = people[0]
-        if donor is None:
-            other = next(name for name in PEOPLE if name != person.identity)
-            donor = pose(other, rng)
-        jitter = rng.normal(0, 0.01 + 0.03 * crude, (5, 2)) * eyes_to_mouth(person.landmarks)
-        source = (frame, person.landmarks + jitter) if fake.method == "rewarp" else donor
-        region = "mouth" if fake.method == "mouth" else "face"
-        yield replace_region(frame, person.landmarks + (0 if fake.method == "rewarp" else jitter), *source, region, **look)
+    region = "mouth" if fake.method == "mouth" else "face"
+    donor = pose(other_person(filmed[0][1][0].identity), rng)
+    # The landmarks that a forger's tracker finds are a little off, and drift.
+    drift = np.stack([wander(len(filmed), 0.03 + 0.08 * crude, rng) for _ in range(10)], axis=1).reshape(-1, 5, 2)
+    for (frame, people), off in zip(filmed, drift, strict=True):
+        landmarks = people[0].landmarks
+        tracked = landmarks + off * eyes_to_mouth(landmarks)
+        if fake.method == "rewarp":
+            yield replace_region(frame, landmarks, frame, tracked, region, **look)
+        else:
+            yield replace_region(frame, tracked, *donor, region, **look)
 
 
-def plan(n_parts: int, originals_per_part: int, seed: int) -> list[tuple[int, Shot, list[Fake]]]:
+def other_person(identity: str) -> str:
+    """The one who is not `identity`."""
+    return PEOPLE[1 - PEOPLE.index(identity)]
+
+
+def plan(n_parts: int, originals_per_part: int, n_frames: int, seed: int) -> list[tuple[int, Shot, list[Fake]]]:
     """Lay out the data set: for each original its part, its shot and its fakes.
 
     Within each part both people are filmed equally often, and swapped in equally often.
     """
     rng = np.random.default_rng(seed)
+
+    def draw_seed() -> int:
+        return int(rng.integers(2**31))
+
+    def draw_quality() -> int:
+        return int(rng.integers(QUALITIES[0], QUALITIES[1] + 1))
+
     strengths = rng.permutation(np.linspace(0, 1, 2 * n_parts * originals_per_part))
     result = []
     for i in range(n_parts * originals_per_part):
         part, j = divmod(i, originals_per_part)
         width, height = SIZES[(j // 2 + part) % len(SIZES)]
-        shot = Shot(int(rng.integers(2**31)), (PEOPLE[j % 2],), width, height, 48, int(rng.integers(18, 27)))
+        shot = Shot(draw_seed(), (PEOPLE[j % 2],), width, height, n_frames, draw_quality())
         if j >= originals_per_part - 1 and part < len(LARGE_SIZES):
             shot = replace(shot, width=LARGE_SIZES[part][0], height=LARGE_SIZES[part][1])
         if j == 0 and part < 2:
@@ -232,7 +254,8 @@ def plan(n_parts: int, originals_per_part: int, seed: int) -> list[tuple[int, Sh
         if j == 1 and part == 0:
             shot = replace(shot, leaves_frame=True, width=480, height=270)
         methods = METHOD_PAIRS[(j // 2) % len(METHOD_PAIRS)]
-        fakes = [Fake(int(rng.integers(2**31)), m, float(strengths[2 * i + k])) for k, m in enumerate(methods)]
+        drawn = enumerate(methods, 2 * i)
+        fakes = [Fake(draw_seed(), method, float(strengths[k]), draw_quality()) for k, method in drawn]
         result.append((part, shot, fakes))
     return result
 
@@ -248,20 +271,24 @@ def _film_group(folder: Path, shot: Shot, fakes: list[Fake], names: list[str]) -
     filmed = list(film(shot))
     write_video(folder / f"{names[0]}.mp4", (frame for frame, _ in filmed), crf=shot.crf)
     for fake, name in zip(fakes, names[1:], strict=True):
-        write_video(folder / f"{name}.mp4", (frame for frame, _ in falsify(iter(filmed), fake)), crf=shot.crf)
+        write_video(folder / f"{name}.mp4", (frame for frame, _ in falsify(filmed, fake)), crf=fake.crf)
 
 
 def make_sample(
-    out: Path, n_parts: int = 4, originals_per_part: int = 16, seed: int = 0, workers: int = 2, progress: Callable[[int, int], None] = lambda done, total: None
+    out: Path, n_parts: int = 4, originals_per_part: int = 16, n_frames: int = 48, seed: int = 0, workers: int = 2, progress: Callable[[int, int], None] = lambda done, total: None
 ) -> Path:
     """Make the sample in folder `out`, in DFDC's layout, plus sample.json with how each video was made.
 
     The same arguments give the same pictures; a folder that was made with them is kept as it is. Returns `out`.
+    Raises FileExistsError where `out` holds anything but a sample.
     """
-    out, settings = Path(out), {"version": VERSION, "n_parts": n_parts, "originals_per_part": originals_per_part, "seed": seed}
+    out, shape = Path(out), {"n_parts": n_parts, "originals_per_part": originals_per_part, "n_frames": n_frames, "seed": seed}
+    settings = {"version": VERSION} | shape
     if (out / "sample.json").exists() and json.loads((out / "sample.json").read_text())["settings"] == settings:
         return out
-    groups = plan(n_parts, originals_per_part, seed)
+    if out.exists() and not (out / "sample.json").exists() and (not out.is_dir() or any(out.iterdir())):
+        raise FileExistsError(f"{out} holds something else: name a new folder for the sample")
+    groups = plan(**shape)
     names = iter(name_videos(sum(1 + len(fakes) for _, _, fakes in groups), seed))
     named = [(part, shot, fakes, [next(names) for _ in range(1 + len(fakes))]) for part, shot, fakes in groups]
     with appear_whole(out) as folder:
@@ -294,3 +321,15 @@ def _recipes(named: list[tuple[int, Shot, list[Fake], list[str]]]) -> dict:
         recipes[names[0]] = {"shot": asdict(shot)}
         recipes |= {name: {"shot": asdict(shot), "fake": asdict(fake)} for name, fake in zip(names[1:], fakes, strict=True)}
     return recipes
+
+
+def read_recipes(data: Path) -> dict[str, dict]:
+    """How each video of a sample was made: video_id → {"shot": …} and, for a fake, {"fake": method, strength, …}."""
+    return json.loads((Path(data) / "sample.json").read_text())["videos"]
+
+
+def identity_seen(recipe: dict) -> str:
+    """Whose face a viewer sees in the (first person of the) video: the other one's after a swap."""
+    filmed = recipe["shot"]["identities"][0]
+    swapped = recipe.get("fake", {}).get("method") == "swap"
+    return other_person(filmed) if swapped else filmed

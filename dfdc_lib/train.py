@@ -23,6 +23,7 @@ class Run:
 
     folder: Path
     model: DeepfakeClassifier
+    losses: list[float]  # of each step
     metrics: pd.DataFrame  # one row an epoch: epoch, step, train_loss, learning_rate
     held_out: pd.DataFrame  # one row a validation crop, with its p_fake
 
@@ -93,7 +94,7 @@ def train(
     model.card = replace(model.card, **work.read_source())
     reader = CropReader(work, model.card.size, keep=config.paired)
     losses, rates = fit(model, draw_batches(rows, reader, config), config, progress)
-    run = Run(work.run(name), model.eval(), _by_epoch(losses, rates, config), score_crops(model, held_out, reader))
+    run = Run(work.run(name), model.eval(), losses, _by_epoch(losses, rates, config), score_crops(model, held_out, reader))
     _write(run, config)
     return run
 

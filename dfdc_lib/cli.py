@@ -1,0 +1,130 @@
+"""The `dfdc` command: what the notebooks do, for scripts and clusters."""
+
+import argparse
+import os
+import sys
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+from dfdc_lib.aggregate import STRATEGIES
+from dfdc_lib.config import DEMO_TRAINING, ENCODERS, PreprocessConfig, TrainConfig
+from dfdc_lib.paths import WorkFolder
+from dfdc_lib.progress import text_progress
+
+
+def run_sample(args) -> int:
+    from dfdc_lib.sample import make_sample
+
+    make_sample(args.out, seed=args.seed, workers=args.workers, progress=text_progress("original videos filmed"))
+    print(f"sample ready in {args.out}")
+    return 0
+
+
+def run_preprocess(args) -> int:
+    from dfdc_lib.preprocess import preprocess
+
+    config = PreprocessConfig(every=args.every, margin=args.margin)
+    work = WorkFolder(args.work) if args.work else WorkFolder.beside(args.data)
+    status = preprocess(args.data, work, config, args.workers, text_progress("originals"))
+    print(status.groupby(["stage", "status"]).size().rename("videos").to_string())
+    bad = status[~status.status.isin(["ok"])]
+    if len(bad):
+        print(f"{len(bad)} not ok, listed in {work.status}", file=sys.stderr)
+    return 1 if len(bad) else 0
+
+
+def run_train(args) -> int:
+    from dfdc_lib.train import train
+
+    config = DEMO_TRAINING if args.demo else TrainConfig()
+    given = {k: getattr(args, k) for k in ("encoder", "steps", "batch", "fold", "seed") if getattr(args, k) is not None}
+    run = train(WorkFolder(args.work), replace(config, **given), args.run, progress=text_progress("step"))
+    print(f"checkpoint: {run.checkpoint}")
+    return 0
+
+
+def run_predict(args) -> int:
+    from dfdc_lib.predict import REHEARSAL_WARNING, find_videos, load_models, predict_video, write_verdicts
+
+    models = load_models(args.checkpoint)
+    if any(model.card.trained_on == "sample" for model in models):
+        print(f"warning: {REHEARSAL_WARNING}", file=sys.stderr)
+    verdicts = []
+    for video in find_videos(args.videos):
+        verdict = predict_video(video, models, args.frames, args.strategy)
+        verdicts.append(verdict)
+        score = f"p_fake {verdict.p_fake:.3f}, {len(verdict.faces)} faces in {verdict.n_frames} frames"
+        print(f"{video}: {verdict.status}: {verdict.reason or score}", flush=True)
+    if args.out:
+        write_verdicts(verdicts, args.out)
+        print(f"wrote {args.out}, with status.csv and predictions.parquet beside it")
+    return 0 if all(v.status == "ok" for v in verdicts) else 1
+
+
+def run_doctor(args) -> int:
+    from dfdc_lib.doctor import check_checkpoint, check_data, check_environment
+
+    findings = check_environment() + ([check_data(args.data)] if args.data else [])
+    findings += [check_checkpoint(path) for path in args.checkpoint]
+    for finding in findings:
+        print(f"{'ok ' if finding.ok else 'BAD'} {finding.what}: {finding.found}" + (f" ({finding.advice})" * bool(finding.advice)))
+    return 0 if all(f.ok for f in findings) else 1
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """The command line, one subcommand a step."""
+    parser = argparse.ArgumentParser("dfdc", description="The DFDC 1st-place solution, step by step.")
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+
+    def add(name: str, run: Callable, text: str) -> argparse.ArgumentParser:
+        command = commands.add_parser(name, help=text, description=text, formatter_class=argparse.ArgumentDefaultsHelpFormatter)
+        command.set_defaults(run=run)
+        return command
+
+    cores = os.cpu_count() or 1
+    sample = add("sample", run_sample, "make the mini data set: 64 originals and 128 fakes, all synthetic")
+    sample.add_argument("out", type=Path)
+    sample.add_argument("--seed", type=int, default=0)
+    sample.add_argument("--workers", type=int, default=cores)
+
+    pre = add("preprocess", run_preprocess, "videos to boxes, crops, masks and folds")
+    pre.add_argument("data", type=Path, help="the folder that holds dfdc_train_part_0, …")
+    pre.add_argument("--work", type=Path, help="where artifacts go (default: work/<name> beside the data)")
+    pre.add_argument("--every", type=int, default=PreprocessConfig.every, help="use every n-th frame")
+    pre.add_argument("--margin", type=float, default=PreprocessConfig.margin, help="share of the face box kept around it")
+    pre.add_argument("--workers", type=int, default=cores)
+
+    tr = add("train", run_train, "train one classifier on all folds but one")
+    tr.add_argument("--work", type=Path, required=True)
+    tr.add_argument("--run", required=True, dest="run", help="the run's name: runs/<name>")
+    tr.add_argument("--demo", action="store_true", help="the demo's settings instead of the slides'")
+    tr.add_argument("--encoder", choices=ENCODERS)
+    for name in ("steps", "batch", "fold", "seed"):
+        tr.add_argument(f"--{name}", type=int)
+
+    pred = add("predict", run_predict, "score videos: is it a fake?")
+    pred.add_argument("videos", nargs="+", type=Path, metavar="VIDEO_OR_FOLDER")
+    pred.add_argument("--checkpoint", nargs="+", type=Path, required=True)
+    pred.add_argument("--frames", type=int, default=32)
+    pred.add_argument("--strategy", choices=STRATEGIES, default="confident")
+    pred.add_argument("--out", type=Path, help="write a submission here")
+
+    doc = add("doctor", run_doctor, "what works here, what does not, what to do")
+    doc.add_argument("--data", type=Path)
+    doc.add_argument("--checkpoint", nargs="*", type=Path, default=[])
+    return parser
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run one command; return its exit code. An error the user can mend is one line, not a traceback."""
+    args = build_parser().parse_args(argv)
+    try:
+        return args.run(args)
+    except (FileNotFoundError, FileExistsError, ValueError) as error:
+        print(f"dfdc: {error}", file=sys.stderr)
+        return 2
+
+
+if __name__ == "__main__":
+    sys.exit(main())

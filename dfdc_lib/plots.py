@@ -1,0 +1,120 @@
+"""Figures: grids of pictures, boxes, scores. Each function draws and returns a matplotlib figure; none touches the disk.
+
+Blue is real and orange is fake, everywhere: the two stay apart for colour-blind readers and in grey print.
+"""
+
+from collections.abc import Sequence
+
+import cv2
+import matplotlib.pyplot as plt
+import numpy as np
+import pandas as pd
+from matplotlib.figure import Figure
+
+REAL, FAKE = "#0072B2", "#D55E00"
+CAPTION = "synthetic pictures; portraits: NASA, US Navy (public domain)"
+
+
+def label_colour(label: int) -> str:
+    """Blue for 0 (real), orange for 1 (fake)."""
+    return FAKE if label else REAL
+
+
+def show_pictures(pictures: Sequence[np.ndarray], titles: Sequence[str], columns: int = 4, width: float = 2.4) -> Figure:
+    """A grid of pictures, each (H, W, 3) uint8 RGB or (H, W) shown as a heat map, with its title above."""
+    if len(pictures) != len(titles):
+        raise ValueError(f"{len(pictures)} pictures need as many titles, got {len(titles)}")
+    columns = min(columns, len(pictures))
+    rows = -(-len(pictures) // columns)
+    shape = pictures[0].shape[0] / pictures[0].shape[1]
+    figure, axes = plt.subplots(
+        rows, columns, figsize=(width * columns, (width * shape + 0.35) * rows), squeeze=False, layout="constrained"
+    )
+    for axis in axes.flat:
+        axis.axis("off")
+    for axis, picture, title in zip(axes.flat, pictures, titles, strict=False):
+        axis.imshow(picture, cmap="magma" if picture.ndim == 2 else None, vmin=0, vmax=255)
+        axis.set_title(title, fontsize=9)
+    return figure
+
+
+def draw_faces(frame: np.ndarray, boxes: np.ndarray, landmarks: np.ndarray) -> np.ndarray:
+    """A copy of the frame (H, W, 3) with boxes (n, 4) and landmarks (n, 5, 2) drawn in."""
+    drawn, thick = frame.copy(), max(frame.shape[1] // 240, 1)
+    for box, points in zip(boxes, landmarks, strict=True):
+        x0, y0, x1, y1 = (int(v) for v in box)
+        cv2.rectangle(drawn, (x0, y0), (x1, y1), (0, 255, 0), thick)
+        for x, y in points:
+            cv2.circle(drawn, (int(x), int(y)), 2 * thick, (255, 255, 0), -1)
+    return drawn
+
+
+def draw_pipeline(frame: np.ndarray, crop: np.ndarray, mask: np.ndarray, strip: np.ndarray) -> Figure:
+    """The whole solution as one picture: frame, crop, mask, augmented crops, encoder, scores, verdict.
+
+    frame: with its faces drawn in; frame, crop (H, W, 3) uint8 RGB; mask (H, W) uint8; strip: augmented crops side by
+    side. The scores are drawn to explain, not measured.
+    """
+    figure, axes = plt.subplots(1, 6, figsize=(15, 3.2), width_ratios=[1.6, 0.8, 0.8, 1.5, 1.1, 1.4], layout="constrained")
+    titles = ["1  detect: MTCNN", "2  crop: box + 20 %", "3  mask: SSIM", "4  augment, heavily", "5  score: EfficientNet", "6  join 32 frames"]
+    for axis, title in zip(axes, titles, strict=True):
+        axis.set_title(title, fontsize=11, loc="left")
+        axis.axis("off")
+    axes[0].imshow(frame)
+    axes[1].imshow(crop)
+    axes[2].imshow(mask, cmap="magma", vmin=0, vmax=255)
+    axes[3].imshow(strip)
+    for i, height in enumerate((0.9, 0.7, 0.5, 0.34)):
+        axes[4].add_patch(plt.Rectangle((0.12 + 0.18 * i, 0.5 - height / 2), 0.13, height, color=REAL, alpha=0.9 - 0.15 * i))
+    axes[4].annotate("p_fake", (1.02, 0.5), (0.84, 0.5), va="center", ha="center", fontsize=10)
+    axes[4].set(xlim=(0.05, 1.02), ylim=(0, 1))
+    scores = 0.84 + 0.1 * np.sin(np.arange(32)) - 0.5 * (np.arange(32) % 9 == 4)
+    axes[5].bar(np.arange(32), scores, color=np.where(scores > 0.8, FAKE, "#BBBBBB"))
+    axes[5].axhline(0.8, color="black", linewidth=0.8, linestyle="--")
+    axes[5].set(ylim=(0, 1.25))
+    axes[5].text(0, 1.08, "confident frames → verdict: fake", fontsize=10)
+    for axis in axes[:-1]:
+        axis.annotate("→", (1.01, 0.5), xycoords="axes fraction", fontsize=15, va="center", annotation_clip=False)
+    return figure
+
+
+def plot_training(metrics: pd.DataFrame, losses: Sequence[float]) -> Figure:
+    """The loss of each step in grey and each epoch's mean, against guessing. metrics: columns step, train_loss."""
+    figure, axis = plt.subplots(figsize=(7, 3), layout="constrained")
+    axis.plot(np.arange(1, len(losses) + 1), losses, color="#BBBBBB", linewidth=0.8, label="one step")
+    axis.plot(metrics.step, metrics.train_loss, "o-", color="black", label="mean of an epoch")
+    axis.axhline(np.log(2), color=FAKE, linestyle="--", label="guessing: log 2 = 0.693")
+    axis.set(xlabel="step", ylabel="training loss (log loss)", ylim=(0, None))
+    axis.legend(frameon=False, fontsize=9)
+    return figure
+
+
+def plot_timelines(timelines: dict[str, tuple[int, pd.DataFrame]], threshold: float = 0.8) -> Figure:
+    """p_fake over the frames of a few videos. timelines: title → (label, table with frame_idx and p_fake)."""
+    figure, axes = plt.subplots(1, len(timelines), figsize=(4.2 * len(timelines), 2.8), sharey=True, squeeze=False, layout="constrained")
+    for axis, (title, (label, faces)) in zip(axes.flat, timelines.items(), strict=True):
+        axis.plot(faces.frame_idx, faces.p_fake, "o", color=label_colour(label), markersize=4)
+        axis.axhline(threshold, color="black", linewidth=0.8, linestyle="--")
+        axis.set(title=title, xlabel="frame number", ylim=(-0.03, 1.03))
+    axes[0, 0].set_ylabel("p_fake of a face")
+    return figure
+
+
+def plot_verdicts(groups: dict[str, np.ndarray], threshold: float = 0.5) -> Figure:
+    """One dot a video, one row a kind. groups: kind → p_fake of its videos; the kind "original" is drawn as real."""
+    figure, axis = plt.subplots(figsize=(8, 0.6 * len(groups) + 1.1), layout="constrained")
+    for row, (kind, scores) in enumerate(groups.items()):
+        spread = row + 0.24 * np.sin(np.arange(len(scores)) * 2.4)
+        axis.plot(scores, spread, "o", color=REAL if kind == "original" else FAKE, alpha=0.75, markersize=6)
+    axis.axvline(threshold, color="black", linewidth=0.8, linestyle="--")
+    axis.set_yticks(range(len(groups)), [f"{kind} ({len(scores)})" for kind, scores in groups.items()])
+    axis.set(xlabel="p_fake of the video: 0 = surely real, 1 = surely fake", xlim=(-0.02, 1.02))
+    axis.invert_yaxis()
+    return figure
+
+
+def undo_normalise(tensor) -> np.ndarray:
+    """A model's input (3, S, S), normalised with ImageNet's mean and spread, back to a picture (S, S, 3) uint8 RGB."""
+    mean, spread = np.array([0.485, 0.456, 0.406]), np.array([0.229, 0.224, 0.225])
+    picture = np.asarray(tensor).transpose(1, 2, 0) * spread + mean
+    return (np.clip(picture, 0, 1) * 255).round().astype(np.uint8)

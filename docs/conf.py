@@ -1,0 +1,46 @@
+"""The site: executed notebooks and a few pages. It loads nothing from outside, so it opens from a folder, offline."""
+
+import latex2mathml.converter
+from docutils import nodes
+from sphinx.application import Sphinx
+
+project = "How the Deepfake Detection Challenge was won"
+author = "the contributors"
+copyright = "2026, the contributors; MIT licence"
+extensions = ["myst_nb"]
+nb_execution_mode = "off"  # the copies are executed already
+nb_ipywidgets_js = {}  # no widget script from a network
+nb_merge_streams = True
+myst_enable_extensions = ["dollarmath", "deflist", "colon_fence"]
+myst_heading_anchors = 3
+html_math_renderer = "mathml"
+html_theme = "sphinx_book_theme"
+html_title = project
+html_static_path = ["_static"]
+html_css_files = ["course.css"]
+html_theme_options = {
+    "use_download_button": False,
+    "use_fullscreen_button": False,
+    "show_toc_level": 2,
+}
+html_copy_source = False
+exclude_patterns = ["README.md"]
+# The notebooks' link to one another and to files of the repository, which the site does not carry.
+suppress_warnings = ["mystnb.unknown_mime_type"]
+
+
+def visit_inline(self, node: nodes.math) -> None:
+    """Browsers draw MathML by themselves: no script to load."""
+    self.body.append(latex2mathml.converter.convert(node.astext()))
+    raise nodes.SkipNode
+
+
+def visit_block(self, node: nodes.math_block) -> None:
+    """The same for a formula of its own line."""
+    self.body.append(f'<div class="math">{latex2mathml.converter.convert(node.astext(), display="block")}</div>')
+    raise nodes.SkipNode
+
+
+def setup(app: Sphinx) -> None:
+    """Register the renderer that needs neither MathJax nor a network."""
+    app.add_html_math_renderer("mathml", (visit_inline, None), (visit_block, None))

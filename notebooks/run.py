@@ -1,0 +1,193 @@
+"""Run the notebooks in order with papermill, and build the site from the executed copies. Called by run_all.sh.
+
+A notebook that was executed with the same source, parameters and library is kept. reports/<profile>/ holds:
+notebooks/ (executed copies), source/ (what Sphinx reads) and site/ (open site/index.html).
+"""
+
+import argparse
+import hashlib
+import json
+import logging
+import shutil
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import papermill
+import yaml
+from papermill.exceptions import PapermillExecutionError
+
+from dfdc_lib.metadata import read_metadata
+from dfdc_lib.progress import text_progress
+from dfdc_lib.sample import make_sample
+
+HERE = Path(__file__).resolve().parent
+ROOT = HERE.parent
+NEXT_STEPS = "see ./run_all.sh --help"
+
+
+class UsageError(Exception):
+    """Something the caller can mend; the message says how."""
+
+
+@dataclass
+class Outcome:
+    """What became of one notebook."""
+
+    name: str
+    seconds: float
+    kept: bool = False
+    error: str = ""
+
+
+def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
+    """The options of run_all.sh (its --help describes them)."""
+    parser = argparse.ArgumentParser("run_all.sh", usage="./run_all.sh [options]   (--help lists them)", add_help=False)
+    parser.add_argument("--profile", default="demo")
+    parser.add_argument("--data", type=Path)
+    parser.add_argument("--work", type=Path)
+    parser.add_argument("--only", default="")
+    parser.add_argument("-p", dest="parameters", nargs=2, action="append", default=[], metavar=("NAME", "VALUE"))
+    parser.add_argument("--fresh", action="store_true")
+    parser.add_argument("--no-site", action="store_true")
+    return parser.parse_args(argv)
+
+
+def choose_notebooks(only: str, folder: Path = HERE) -> list[Path]:
+    """The notebooks to run, in order. `only`: numbers joined by commas, or nothing for all."""
+    notebooks = {path.name[:2]: path for path in sorted(folder.glob("[0-9][0-9]_*.ipynb"))}
+    wanted = [part.strip() for part in only.split(",") if part.strip()] or list(notebooks)
+    unknown = [number for number in wanted if number not in notebooks]
+    if unknown:
+        raise UsageError(f"--only: no notebook {', '.join(unknown)}; choose among {', '.join(notebooks)}")
+    return [notebooks[number] for number in sorted(wanted)]
+
+
+def read_profile(name: str) -> dict[str, dict]:
+    """A profile's parameters: {"all": {...}, "<notebook>": {...}}."""
+    known = sorted(path.stem for path in (HERE / "profiles").glob("*.yaml"))
+    if name not in known:
+        raise UsageError(f"--profile: no profile {name!r}; choose among {', '.join(known)}")
+    return yaml.safe_load((HERE / "profiles" / f"{name}.yaml").read_text())
+
+
+def prepare_data(data: Path | None) -> Path:
+    """Return the data folder, checked; without one, make the sample or keep the one that stands."""
+    if data is None:
+        return make_sample(ROOT / "data" / "sample", progress=text_progress("sample: original videos filmed"))
+    try:
+        read_metadata(data)
+    except (FileNotFoundError, ValueError) as error:
+        raise UsageError(f"--data: {error}") from error
+    return data.resolve()
+
+
+def collect_parameters(notebook: Path, profile: dict[str, dict], folders: dict[str, str], given: list) -> dict:
+    """The values for one notebook's parameters cell: profile first, then folders, then what the caller gave."""
+    known = papermill.inspect_notebook(notebook)
+    values = {name: value for name, value in (profile.get("all", {}) | folders).items() if name in known}
+    values |= profile.get(notebook.stem, {})
+    unknown = sorted(set(values) - set(known))
+    if unknown:
+        raise UsageError(f"the profile sets {', '.join(unknown)}, which {notebook.name} does not have")
+    return values | {name: yaml.safe_load(text) for name, text in given if name in known}
+
+
+def check_given(notebooks: list[Path], given: list) -> None:
+    """A misspelt parameter is an error: papermill alone would only mention it."""
+    known = sorted({name for notebook in notebooks for name in papermill.inspect_notebook(notebook)})
+    for name, _ in given:
+        if name not in known:
+            raise UsageError(f"-p: no parameter {name!r} in these notebooks; choose among {', '.join(known)}")
+
+
+def fingerprint(notebook: Path, values: dict) -> str:
+    """What an executed copy depends on: the notebook, its parameters, the library and the tables it shows."""
+    digest = hashlib.sha256(json.dumps(values, sort_keys=True, default=str).encode())
+    for path in (notebook, *sorted((ROOT / "dfdc_lib").glob("*.py")), *sorted((ROOT / "experiments").glob("*.csv"))):
+        digest.update(path.read_bytes())
+    return digest.hexdigest()
+
+
+def run_notebook(notebook: Path, values: dict, out: Path, fresh: bool) -> Outcome:
+    """Execute one notebook into `out`, unless the copy there was made from the same source and parameters."""
+    executed, mark = out / notebook.name, out / f".{notebook.stem}.made-from"
+    made_from = fingerprint(notebook, values)
+    if not fresh and executed.exists() and mark.exists() and mark.read_text() == made_from:
+        return Outcome(notebook.stem, 0, kept=True)
+    out.mkdir(parents=True, exist_ok=True)
+    mark.unlink(missing_ok=True)
+    started = time.monotonic()
+    try:
+        papermill.execute_notebook(
+            notebook, executed, values, cwd=HERE, kernel_name="python3", progress_bar=False, log_output=True
+        )
+    except PapermillExecutionError as error:
+        cell = f"cell {error.exec_count} of {notebook.name}: {error.ename}: {error.evalue}"
+        return Outcome(notebook.stem, time.monotonic() - started, error=f"{cell}\nhalf-executed copy: {executed}")
+    mark.write_text(made_from)
+    return Outcome(notebook.stem, time.monotonic() - started)
+
+
+def build_site(report: Path) -> Path:
+    """Build the site from docs/ and every executed notebook; return its first page."""
+    source = report / "source"
+    shutil.rmtree(source, ignore_errors=True)
+    shutil.copytree(ROOT / "docs", source)
+    (source / "notebooks").mkdir()
+    for executed in sorted((report / "notebooks").glob("*.ipynb")):
+        if (report / "notebooks" / f".{executed.stem}.made-from").exists():
+            shutil.copy(executed, source / "notebooks")
+    shutil.rmtree(report / "site", ignore_errors=True)
+    command = [sys.executable, "-m", "sphinx", "-W", "--keep-going", "-q", "-b", "html", str(source), str(report / "site")]
+    if subprocess.run(command).returncode:
+        raise UsageError(f"the site could not be built: {' '.join(command)}")
+    return report / "site" / "index.html"
+
+
+def summarise(outcomes: list[Outcome], site: Path | None) -> None:
+    """The last lines: the time of each notebook, the site, and what failed."""
+    print("\nnotebook                        time")
+    for outcome in outcomes:
+        state = "kept" if outcome.kept else f"{outcome.seconds:.0f} s" + ("  FAILED" if outcome.error else "")
+        print(f"{outcome.name:<30}  {state}")
+    if site:
+        print(f"\nsite: {site}")
+    for outcome in outcomes:
+        if outcome.error:
+            print(f"\nFAILED {outcome.error}\nthe next ./run_all.sh goes on from here")
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run what is asked for; return 0, or 1 where a notebook failed, or 2 for a wrong call."""
+    args = parse_arguments(argv)
+    logging.basicConfig(level=logging.INFO, format="  %(message)s", stream=sys.stdout)
+    logging.getLogger("papermill").setLevel(logging.WARNING)
+    logging.getLogger("papermill.translators").setLevel(logging.ERROR)
+    try:
+        notebooks, profile = choose_notebooks(args.only), read_profile(args.profile)
+        check_given(notebooks, args.parameters)
+        data = prepare_data(args.data)
+        folders = {"DATA": str(data), "WORK": str(args.work.resolve()) if args.work else ""}
+        plans = [(n, collect_parameters(n, profile, folders, args.parameters)) for n in notebooks]
+        report = ROOT / "reports" / args.profile
+        outcomes = []
+        for number, (notebook, values) in enumerate(plans, 1):
+            print(f"[{number}/{len(plans)}] {notebook.stem}", flush=True)
+            outcomes.append(run_notebook(notebook, values, report / "notebooks", args.fresh))
+            if outcomes[-1].error:
+                break
+        failed = any(outcome.error for outcome in outcomes)
+        site = build_site(report) if not (failed or args.no_site) else None
+    except UsageError as error:
+        print(f"run_all.sh: {error}", file=sys.stderr)
+        return 2
+    summarise(outcomes, site)
+    return 1 if failed else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

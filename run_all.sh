@@ -1,0 +1,72 @@
+#!/usr/bin/env bash
+# From a machine with git and Python to executed notebooks and a site. See --help.
+set -euo pipefail
+cd "$(dirname "${BASH_SOURCE[0]}")"
+
+usage() {
+  cat <<'TEXT'
+usage: ./run_all.sh [options]              run the notebooks in order and build the site
+       ./run_all.sh --test [pytest args]   run the tests (all of them; -m "not slow" for the fast ones)
+       ./run_all.sh --lab                  open JupyterLab on notebook 00, in the right environment
+
+options
+  --profile NAME   demo (default): two CPU cores and no data · full: DFDC and GPUs
+  --data DIR       a folder that holds dfdc_train_part_0, … (default: the sample, which is made in data/sample)
+  --work DIR       where crops, masks and runs go (default: work/<name> beside the data)
+  --only 02,03     run these notebooks only
+  -p NAME VALUE    set a notebook parameter; may be given several times
+  --fresh          run again what stands: notebooks and site; the sample and the environment are kept
+  --no-site        do not build the site
+  --help           this text
+
+The first run makes .venv and installs the pinned packages. A later run goes on from what stands.
+TEXT
+}
+
+find_python() {
+  local candidate
+  for candidate in python3 python3.14 python3.13 python3.12 python3.11 python; do
+    if "$candidate" -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null; then
+      echo "$candidate"
+      return
+    fi
+  done
+  echo "run_all.sh: Python 3.11 or newer is needed, and none was found" >&2
+  exit 1
+}
+
+# Make .venv and install what requirements.lock pins, unless just that has been done before.
+ensure_environment() {
+  local wanted uv=uv
+  wanted=$(cat requirements.lock pyproject.toml | cksum)
+  [ "$(cat .venv/.installed 2>/dev/null || true)" = "$wanted" ] && return
+  echo "installing the environment into .venv (several GB the first time) …"
+  if command -v uv >/dev/null; then
+    [ -x .venv/bin/python ] || uv venv --quiet --python "$(find_python)" .venv
+  else
+    [ -x .venv/bin/python ] || "$(find_python)" -m venv .venv
+    .venv/bin/python -m pip install --quiet uv
+    uv=.venv/bin/uv
+  fi
+  "$uv" pip install --python .venv/bin/python --requirement requirements.lock
+  "$uv" pip install --quiet --python .venv/bin/python --no-deps --editable .
+  echo "$wanted" >.venv/.installed
+}
+
+case "${1:-}" in
+  -h | --help)
+    usage
+    ;;
+  --test)
+    ensure_environment
+    exec .venv/bin/python -m pytest "${@:2}"
+    ;;
+  --lab)
+    ensure_environment
+    exec .venv/bin/python -m jupyterlab --notebook-dir=. notebooks/00_start_here.ipynb "${@:2}"
+    ;;
+  *)
+    ensure_environment
+    exec .venv/bin/python notebooks/run.py "$@"
+    ;;
+esac

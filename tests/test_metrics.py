@@ -1,0 +1,39 @@
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from dfdc_lib.metrics import auc, bootstrap_interval, log_loss
+
+
+def test_log_loss_by_hand():
+    assert log_loss([1, 0], [0.9, 0.2]) == pytest.approx(-(np.log(0.9) + np.log(0.8)) / 2)
+    assert log_loss([1, 0, 1], [0.5] * 3) == pytest.approx(np.log(2))
+
+
+@given(st.lists(st.tuples(st.booleans(), st.integers(0, 5)), min_size=4, max_size=30))
+def test_auc_is_the_chance_that_a_fake_scores_above_a_real(pairs):
+    labels = np.array([label for label, _ in pairs], int)
+    scores = np.array([score for _, score in pairs], float)
+    fakes, reals = scores[labels == 1], scores[labels == 0]
+    if not len(fakes) or not len(reals):
+        assert np.isnan(auc(labels, scores))
+        return
+    won = (fakes[:, None] > reals).mean() + 0.5 * (fakes[:, None] == reals).mean()
+    assert auc(labels, scores) == pytest.approx(won)
+
+
+def test_bootstrap_draws_whole_groups():
+    """Copies of a video are no new evidence: repeating each row ten times leaves the interval as wide."""
+    rng = np.random.default_rng(1)
+    labels, groups = np.tile([0, 1], 20), np.repeat(np.arange(20), 2)
+    scores = rng.random(40) + 0.2 * labels
+    once = bootstrap_interval(auc, labels, scores, groups)
+    often = bootstrap_interval(auc, *(np.repeat(a, 10) for a in (labels, scores, groups)))
+    assert once == pytest.approx(often)
+    assert once[0] < auc(labels, scores) < once[1]
+
+
+def test_bootstrap_needs_both_labels():
+    with pytest.raises(ValueError, match="both labels"):
+        bootstrap_interval(auc, [1, 1], [0.1, 0.2], [0, 1])
