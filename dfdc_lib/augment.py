@@ -25,7 +25,11 @@ class IsotropicResize(A.ImageOnlyTransform):
 
 
 def _resizes(size: int) -> A.OneOf:
-    kinds = [(cv2.INTER_AREA, cv2.INTER_CUBIC), (cv2.INTER_AREA, cv2.INTER_LINEAR), (cv2.INTER_LINEAR, cv2.INTER_LINEAR)]
+    kinds = [
+        (cv2.INTER_AREA, cv2.INTER_CUBIC),
+        (cv2.INTER_AREA, cv2.INTER_LINEAR),
+        (cv2.INTER_LINEAR, cv2.INTER_LINEAR),
+    ]
     return A.OneOf([IsotropicResize(size, *kind) for kind in kinds], p=1)
 
 

@@ -26,7 +26,7 @@ def run_preprocess(args) -> int:
 
     config = PreprocessConfig(every=args.every, margin=args.margin)
     work = WorkFolder(args.work) if args.work else WorkFolder.beside(args.data)
-    status = preprocess(args.data, work, config, args.workers, text_progress("originals"))
+    status = preprocess(args.data, work, config, args.workers, progress=text_progress("originals"))
     print(status.groupby(["stage", "status"]).size().rename("videos").to_string())
     bad = status[~status.status.isin(["ok"])]
     if len(bad):
@@ -54,12 +54,18 @@ def run_predict(args) -> int:
     for video in find_videos(args.videos):
         verdict = predict_video(video, models, args.frames, args.strategy)
         verdicts.append(verdict)
-        score = f"p_fake {verdict.p_fake:.3f}, {len(verdict.faces)} faces in {verdict.n_frames} frames"
-        print(f"{video}: {verdict.status}: {verdict.reason or score}", flush=True)
+        print(f"{video}: {verdict.status}: {describe(verdict)}", flush=True)
     if args.out:
         write_verdicts(verdicts, args.out)
         print(f"wrote {args.out}, with status.csv and predictions.parquet beside it")
     return 0 if all(v.status == "ok" for v in verdicts) else 1
+
+
+def describe(verdict) -> str:
+    """The score of a judged video, or why it could not be judged."""
+    if verdict.p_fake is None:
+        return verdict.reason
+    return f"p_fake {verdict.p_fake:.3f}, {len(verdict.faces)} faces in {verdict.n_frames} frames"
 
 
 def run_doctor(args) -> int:
@@ -68,7 +74,10 @@ def run_doctor(args) -> int:
     findings = check_environment() + ([check_data(args.data)] if args.data else [])
     findings += [check_checkpoint(path) for path in args.checkpoint]
     for finding in findings:
-        print(f"{'ok ' if finding.ok else 'BAD'} {finding.what}: {finding.found}" + (f" ({finding.advice})" * bool(finding.advice)))
+        print(
+            f"{'ok ' if finding.ok else 'BAD'} {finding.what}: {finding.found}"
+            + (f" ({finding.advice})" * bool(finding.advice))
+        )
     return 0 if all(f.ok for f in findings) else 1
 
 
@@ -77,9 +86,11 @@ def build_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser("dfdc", description="The DFDC 1st-place solution, step by step.")
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
 
-    def add(name: str, run: Callable, text: str) -> argparse.ArgumentParser:
-        command = commands.add_parser(name, help=text, description=text, formatter_class=argparse.ArgumentDefaultsHelpFormatter)
-        command.set_defaults(run=run)
+    def add(name: str, execute: Callable, text: str) -> argparse.ArgumentParser:
+        command = commands.add_parser(
+            name, help=text, description=text, formatter_class=argparse.ArgumentDefaultsHelpFormatter
+        )
+        command.set_defaults(execute=execute)
         return command
 
     cores = os.cpu_count() or 1
@@ -92,12 +103,14 @@ def build_parser() -> argparse.ArgumentParser:
     pre.add_argument("data", type=Path, help="the folder that holds dfdc_train_part_0, …")
     pre.add_argument("--work", type=Path, help="where artifacts go (default: work/<name> beside the data)")
     pre.add_argument("--every", type=int, default=PreprocessConfig.every, help="use every n-th frame")
-    pre.add_argument("--margin", type=float, default=PreprocessConfig.margin, help="share of the face box kept around it")
+    pre.add_argument(
+        "--margin", type=float, default=PreprocessConfig.margin, help="share of the face box kept around it"
+    )
     pre.add_argument("--workers", type=int, default=cores)
 
     tr = add("train", run_train, "train one classifier on all folds but one")
     tr.add_argument("--work", type=Path, required=True)
-    tr.add_argument("--run", required=True, dest="run", help="the run's name: runs/<name>")
+    tr.add_argument("--run", required=True, help="the run's name: runs/<name>")
     tr.add_argument("--demo", action="store_true", help="the demo's settings instead of the slides'")
     tr.add_argument("--encoder", choices=ENCODERS)
     for name in ("steps", "batch", "fold", "seed"):
@@ -120,7 +133,7 @@ def main(argv: list[str] | None = None) -> int:
     """Run one command; return its exit code. An error the user can mend is one line, not a traceback."""
     args = build_parser().parse_args(argv)
     try:
-        return args.run(args)
+        return args.execute(args)
     except (FileNotFoundError, FileExistsError, ValueError) as error:
         print(f"dfdc: {error}", file=sys.stderr)
         return 2

@@ -68,6 +68,6 @@ class TrainConfig:
 
 
 DEMO_TRAINING = TrainConfig(
-    encoder="tiny", steps=300, epoch_steps=100, batch=32, optimizer="adamw", learning_rate=3e-3, weight_decay=0.02,
+    encoder="tiny", steps=450, epoch_steps=90, batch=32, optimizer="adamw", learning_rate=3e-3, weight_decay=0.02,
     paired=True, augmentation="demo",
 )  # fmt: skip

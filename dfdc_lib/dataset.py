@@ -34,7 +34,9 @@ def balance(rows: pd.DataFrame, seed: int) -> pd.DataFrame:
     """
     reals, fakes = rows[rows.label == 0], rows[rows.label == 1]
     if len(fakes) < len(reals):
-        raise ValueError(f"only {len(fakes)} fakes for {len(reals)} reals: balancing draws fakes to the number of reals")
+        raise ValueError(
+            f"only {len(fakes)} fakes for {len(reals)} reals: balancing draws fakes to the number of reals"
+        )
     return pd.concat([reals, fakes.sample(n=len(reals), replace=False, random_state=seed)])
 
 

@@ -38,7 +38,9 @@ def check_environment() -> list[Finding]:
         python,
         *map(_check_package, PACKAGES),
         Finding("GPU", True, device, "" if cuda else "enough for the demo; the full training needs GPUs"),
-        Finding("free disk", free > 2, f"{free:.0f} GB", "the demo needs 2 GB, DFDC 470 GB and as much again for crops"),
+        Finding(
+            "free disk", free > 2, f"{free:.0f} GB", "the demo needs 2 GB, DFDC 470 GB and as much again for crops"
+        ),
     ]
 
 
@@ -57,7 +59,9 @@ def check_data(data: Path) -> Finding:
         return Finding("data", False, str(error), "data/README.md says how to get DFDC; `dfdc sample` makes the sample")
     present = sum((Path(data) / file).exists() for file in table.file)
     found = f"{present} of {len(table)} videos, {table.part.nunique()} parts"
-    return Finding("data", present > 0, found, "" if present == len(table) else "a partial download: what is here is used")
+    return Finding(
+        "data", present > 0, found, "" if present == len(table) else "a partial download: what is here is used"
+    )
 
 
 def check_checkpoint(path: Path) -> Finding:

@@ -55,7 +55,11 @@ class FaceDetector:
             height, width = frame.shape[:2]
             scale = detector_scale(width, height)
             size = (round(width * scale), round(height * scale))
-            resized = frame if scale == 1 else cv2.resize(frame, size, interpolation=cv2.INTER_AREA if scale < 1 else cv2.INTER_CUBIC)
+            resized = (
+                frame
+                if scale == 1
+                else cv2.resize(frame, size, interpolation=cv2.INTER_AREA if scale < 1 else cv2.INTER_CUBIC)
+            )
             found.append(self.detect([resized])[0].scaled(1 / scale))
         return found
 

@@ -60,7 +60,9 @@ def lose_detail(picture: np.ndarray, detail: float) -> np.ndarray:
         raise ValueError(f"detail is a share of the size, above 0 and at most 1, got {detail}")
     height, width = picture.shape[:2]
     small = (max(round(width * detail), 2), max(round(height * detail), 2))
-    return cv2.resize(cv2.resize(picture, small, interpolation=cv2.INTER_AREA), (width, height), interpolation=cv2.INTER_CUBIC)
+    return cv2.resize(
+        cv2.resize(picture, small, interpolation=cv2.INTER_AREA), (width, height), interpolation=cv2.INTER_CUBIC
+    )
 
 
 def blend(target: np.ndarray, donor: np.ndarray, weights: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -137,7 +139,11 @@ def displace(picture: np.ndarray, landmarks: np.ndarray, centre, radius: float, 
     push = strength(x, y).astype(np.float32)
     result = picture.copy()
     result[y0:y1, x0:x1] = cv2.remap(
-        picture, x - push * np.float32(shift[0]), y - push * np.float32(shift[1]), cv2.INTER_CUBIC, borderMode=cv2.BORDER_REFLECT_101
+        picture,
+        x - push * np.float32(shift[0]),
+        y - push * np.float32(shift[1]),
+        cv2.INTER_CUBIC,
+        borderMode=cv2.BORDER_REFLECT_101,
     )
     moved = landmarks + strength(landmarks[:, 0], landmarks[:, 1])[:, None] * np.asarray(shift)
     return result, moved

@@ -1,4 +1,4 @@
-"""Figures: grids of pictures, boxes, scores. Each function draws and returns a matplotlib figure; none touches the disk.
+"""Figures: grids of pictures, boxes, scores. Each function returns a matplotlib figure; none touches the disk.
 
 Blue is real and orange is fake, everywhere: the two stay apart for colour-blind readers and in grey print.
 """
@@ -20,7 +20,9 @@ def label_colour(label: int) -> str:
     return FAKE if label else REAL
 
 
-def show_pictures(pictures: Sequence[np.ndarray], titles: Sequence[str], columns: int = 4, width: float = 2.4) -> Figure:
+def show_pictures(
+    pictures: Sequence[np.ndarray], titles: Sequence[str], columns: int = 4, width: float = 2.4
+) -> Figure:
     """A grid of pictures, each (H, W, 3) uint8 RGB or (H, W) shown as a heat map, with its title above."""
     if len(pictures) != len(titles):
         raise ValueError(f"{len(pictures)} pictures need as many titles, got {len(titles)}")
@@ -55,26 +57,40 @@ def draw_pipeline(frame: np.ndarray, crop: np.ndarray, mask: np.ndarray, strip: 
     frame: with its faces drawn in; frame, crop (H, W, 3) uint8 RGB; mask (H, W) uint8; strip: augmented crops side by
     side. The scores are drawn to explain, not measured.
     """
-    figure, axes = plt.subplots(1, 6, figsize=(15, 3.2), width_ratios=[1.6, 0.8, 0.8, 1.5, 1.1, 1.4], layout="constrained")
-    titles = ["1  detect: MTCNN", "2  crop: box + 20 %", "3  mask: SSIM", "4  augment, heavily", "5  score: EfficientNet", "6  join 32 frames"]
+    figure, axes = plt.subplots(
+        1, 6, figsize=(15, 2.35), width_ratios=[1.6, 0.8, 0.8, 1.5, 1.1, 1.4], layout="constrained"
+    )
+    titles = [
+        "1  detect: MTCNN",
+        "2  crop: box + 20 %",
+        "3  mask: SSIM",
+        "4  augment, heavily",
+        "5  score: EfficientNet",
+        "6  join 32 frames",
+    ]
     for axis, title in zip(axes, titles, strict=True):
         axis.set_title(title, fontsize=11, loc="left")
         axis.axis("off")
+        axis.set_anchor("N")
     axes[0].imshow(frame)
     axes[1].imshow(crop)
     axes[2].imshow(mask, cmap="magma", vmin=0, vmax=255)
     axes[3].imshow(strip)
     for i, height in enumerate((0.9, 0.7, 0.5, 0.34)):
-        axes[4].add_patch(plt.Rectangle((0.12 + 0.18 * i, 0.5 - height / 2), 0.13, height, color=REAL, alpha=0.9 - 0.15 * i))
-    axes[4].annotate("p_fake", (1.02, 0.5), (0.84, 0.5), va="center", ha="center", fontsize=10)
-    axes[4].set(xlim=(0.05, 1.02), ylim=(0, 1))
+        axes[4].add_patch(
+            plt.Rectangle((0.12 + 0.18 * i, 0.5 - height / 2), 0.13, height, color=REAL, alpha=0.9 - 0.15 * i)
+        )
+    axes[4].text(0.86, 0.5, "p_fake", va="center", fontsize=10)
+    axes[4].set(xlim=(0.05, 1.3), ylim=(0, 1))
+    axes[4].set_box_aspect(0.9)
     scores = 0.84 + 0.1 * np.sin(np.arange(32)) - 0.5 * (np.arange(32) % 9 == 4)
     axes[5].bar(np.arange(32), scores, color=np.where(scores > 0.8, FAKE, "#BBBBBB"))
     axes[5].axhline(0.8, color="black", linewidth=0.8, linestyle="--")
     axes[5].set(ylim=(0, 1.25))
-    axes[5].text(0, 1.08, "confident frames → verdict: fake", fontsize=10)
+    axes[5].set_box_aspect(0.7)
+    axes[5].text(0, 1.08, "enough sure frames: fake", fontsize=10)
     for axis in axes[:-1]:
-        axis.annotate("→", (1.01, 0.5), xycoords="axes fraction", fontsize=15, va="center", annotation_clip=False)
+        axis.annotate("→", (1.01, 0.5), xycoords="axes fraction", fontsize=13, va="center", annotation_clip=False)
     return figure
 
 
@@ -91,7 +107,9 @@ def plot_training(metrics: pd.DataFrame, losses: Sequence[float]) -> Figure:
 
 def plot_timelines(timelines: dict[str, tuple[int, pd.DataFrame]], threshold: float = 0.8) -> Figure:
     """p_fake over the frames of a few videos. timelines: title → (label, table with frame_idx and p_fake)."""
-    figure, axes = plt.subplots(1, len(timelines), figsize=(4.2 * len(timelines), 2.8), sharey=True, squeeze=False, layout="constrained")
+    figure, axes = plt.subplots(
+        1, len(timelines), figsize=(4.2 * len(timelines), 2.8), sharey=True, squeeze=False, layout="constrained"
+    )
     for axis, (title, (label, faces)) in zip(axes.flat, timelines.items(), strict=True):
         axis.plot(faces.frame_idx, faces.p_fake, "o", color=label_colour(label), markersize=4)
         axis.axhline(threshold, color="black", linewidth=0.8, linestyle="--")

@@ -94,7 +94,9 @@ def cut_face(frames: dict[int, np.ndarray], row, margin: float) -> np.ndarray:
     return crop_box(frame, add_margin((row.x0, row.y0, row.x1, row.y1), margin, frame.shape[1], frame.shape[0]))
 
 
-def score_faces(frames: dict[int, np.ndarray], table: pd.DataFrame, model: DeepfakeClassifier, batch: int = 32) -> np.ndarray:
+def score_faces(
+    frames: dict[int, np.ndarray], table: pd.DataFrame, model: DeepfakeClassifier, batch: int = 32
+) -> np.ndarray:
     """p_fake (n,) of each face of a table, with the margin and the size that the checkpoint was trained with."""
     transform = valid_transforms(model.card.size)
     crops = [transform(image=cut_face(frames, row, model.card.margin))["image"] for row in table.itertuples()]
@@ -108,7 +110,9 @@ def find_videos(inputs: Iterable[Path | str]) -> list[Path]:
     for given in map(Path, inputs):
         if not given.exists():
             raise FileNotFoundError(f"no such file or folder: {given}")
-        inside = sorted(p for p in given.rglob("*") if p.suffix.lower() in VIDEO_SUFFIXES) if given.is_dir() else [given]
+        inside = (
+            sorted(p for p in given.rglob("*") if p.suffix.lower() in VIDEO_SUFFIXES) if given.is_dir() else [given]
+        )
         if not inside:
             raise FileNotFoundError(f"no video ({', '.join(VIDEO_SUFFIXES)}) in {given}")
         videos += inside
@@ -116,12 +120,16 @@ def find_videos(inputs: Iterable[Path | str]) -> list[Path]:
 
 
 def write_verdicts(verdicts: list[Verdict], out: Path) -> None:
-    """Write the submission `out` (filename, label: scored videos only), and status.csv and predictions.parquet beside it."""
+    """Write the submission `out`: filename, label, for scored videos only.
+
+    Beside it go status.csv (all videos) and predictions.parquet (one row a face and checkpoint).
+    """
     out = Path(out)
     scored = [v for v in verdicts if v.p_fake is not None]
     submission = pd.DataFrame({"filename": [v.video.name for v in scored], "label": [v.p_fake for v in scored]})
     status = pd.DataFrame(
-        [(v.video.name, v.status, v.n_frames, v.reason) for v in verdicts], columns=["filename", "status", "n_frames", "reason"]
+        [(v.video.name, v.status, v.n_frames, v.reason) for v in verdicts],
+        columns=["filename", "status", "n_frames", "reason"],
     )
     faces = pd.concat([v.faces.assign(video=v.video.name) for v in verdicts], ignore_index=True)
     with appear_whole(out) as temporary:

@@ -8,7 +8,7 @@ import json
 from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import asdict
-from functools import cache
+from functools import cache, partial
 from multiprocessing import get_context
 from pathlib import Path
 
@@ -17,7 +17,7 @@ import numpy as np
 import pandas as pd
 
 from dfdc_lib.config import PreprocessConfig
-from dfdc_lib.faces import FaceDetector, Faces, link_faces
+from dfdc_lib.faces import FaceDetector, link_faces
 from dfdc_lib.geometry import add_margin, crop_box, detector_scale
 from dfdc_lib.metadata import assign_folds, read_metadata
 from dfdc_lib.paths import WorkFolder, appear_whole, face_file, parse_face_file, write_json
@@ -97,12 +97,14 @@ def preprocess_original(data: Path, work: WorkFolder, config: PreprocessConfig, 
         for row in rows:
             _record(work, row["video_id"], "crop", {}, "missing_original", reason=f"{original_id} is not in {data}")
         return
-    _run_stage(work, original_id, "detect", config, lambda: detect_faces(data / original["file"], work, original_id, config))
+    detect = partial(detect_faces, data / original["file"], work, original_id, config)
+    _run_stage(work, original_id, "detect", config, detect)
     for row in sorted(rows, key=lambda row: row["label"]):
         video_id = row["video_id"]
-        _run_stage(work, video_id, "crop", config, lambda: crop_faces(data / row["file"], work, video_id, original_id, config))  # noqa: B023
+        crop = partial(crop_faces, data / row["file"], work, video_id, original_id, config)
+        _run_stage(work, video_id, "crop", config, crop)
         if row["label"]:
-            _run_stage(work, video_id, "masks", config, lambda: make_masks(work, video_id, original_id))  # noqa: B023
+            _run_stage(work, video_id, "masks", config, partial(make_masks, work, video_id, original_id))
 
 
 def _run_stage(work: WorkFolder, video_id: str, stage: str, config: PreprocessConfig, run: Callable[[], int]) -> None:
@@ -125,7 +127,9 @@ def read_manifest(work: WorkFolder, video_id: str) -> dict:
     return json.loads(path.read_text()) if path.exists() else {}
 
 
-def _record(work: WorkFolder, video_id: str, stage: str, settings: dict, status: str, count: int = 0, reason: str = "") -> None:
+def _record(
+    work: WorkFolder, video_id: str, stage: str, settings: dict, status: str, count: int = 0, reason: str = ""
+) -> None:
     entry = {"status": status, "count": count, "reason": reason, "settings": settings}
     write_json(work.manifest(video_id), read_manifest(work, video_id) | {stage: entry})
 
@@ -139,7 +143,8 @@ def detect_faces(path: Path, work: WorkFolder, original_id: str, config: Preproc
     found = _detector(config.thresholds).detect_resized([frame for _, frame in pairs])
     people = link_faces(found)
     frames = [
-        {"frame_idx": frame_idx, "face_idx": who.tolist()} | {k: np.round(v, 4).tolist() for k, v in faces._asdict().items()}
+        {"frame_idx": frame_idx, "face_idx": who.tolist()}
+        | {k: np.round(v, 4).tolist() for k, v in faces._asdict().items()}
         for (frame_idx, _), faces, who in zip(pairs, found, people, strict=True)
     ]
     scale = detector_scale(info.width, info.height)
@@ -170,7 +175,9 @@ def make_masks(work: WorkFolder, fake_id: str, original_id: str) -> int:
     with appear_whole(work.masks(fake_id)) as folder:
         folder.mkdir()
         for fake in sorted(work.crops(fake_id).glob("*.png")):
-            write_png(folder / fake.name, ssim_difference(read_png(work.crops(original_id) / fake.name), read_png(fake)))
+            write_png(
+                folder / fake.name, ssim_difference(read_png(work.crops(original_id) / fake.name), read_png(fake))
+            )
             count += 1
     return count
 

@@ -37,7 +37,7 @@ LANDMARKS = {
 SIZES = [(480, 270), (270, 480), (400, 300), (480, 360), (256, 256), (640, 360), (360, 480), (540, 300)]
 LARGE_SIZES = [(1280, 720), (1920, 1080)]
 METHOD_PAIRS = [("swap", "rewarp"), ("mouth", "rewarp")]
-QUALITIES = (19, 25)  # x264's constant rate factor, drawn for each video whatever its label: file size must not tell
+QUALITIES = (19, 25)  # x264's constant rate factor, drawn for each video whatever its label
 
 
 class Person(NamedTuple):
@@ -96,7 +96,7 @@ def eyes_to_mouth(landmarks: np.ndarray) -> float:
 
 
 def pose(identity: str, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
-    """A portrait in another light: mirrored or not, its head a little reshaped, lit from a side. Picture, landmarks."""
+    """A portrait in another light: mirrored or not, its head a little reshaped. Returns (picture, landmarks)."""
     picture, landmarks = portrait(identity), np.array(LANDMARKS[identity])
     if rng.random() < 0.5:
         picture = np.ascontiguousarray(picture[:, ::-1])
@@ -119,7 +119,7 @@ def relight(picture: np.ndarray, rng: np.random.Generator) -> np.ndarray:
 
 
 def build_stage(shot: Shot, rng: np.random.Generator) -> Stage:
-    """Put the shot's people before a backdrop of blurred colours. The stage is 1.4 times as wide and high as the frame."""
+    """Put the shot's people before a backdrop of blurred colours, 1.4 times as wide and high as the frame."""
     width, height = round(1.4 * shot.width), round(1.4 * shot.height)
     backdrop = relight(cv2.resize(portrait(shot.identities[0]), (32, 32), interpolation=cv2.INTER_AREA), rng)
     blurred = cv2.GaussianBlur(backdrop, (0, 0), 2)
@@ -149,7 +149,9 @@ def stand(canvas: np.ndarray, picture: np.ndarray, move: np.ndarray) -> None:
     border = np.minimum.reduce([x, y, width - 1 - x, height - 1 - y]) / (0.12 * width)
     size = canvas.shape[1::-1]
     weights = cv2.warpAffine(np.clip(border, 0, 1), move, size)[..., None]
-    canvas += weights * (cv2.warpAffine(picture, move, size, flags=cv2.INTER_CUBIC, borderMode=cv2.BORDER_REPLICATE) - canvas)
+    canvas += weights * (
+        cv2.warpAffine(picture, move, size, flags=cv2.INTER_CUBIC, borderMode=cv2.BORDER_REPLICATE) - canvas
+    )
 
 
 def wander(n_frames: int, amplitude: float, rng: np.random.Generator) -> np.ndarray:
@@ -165,7 +167,9 @@ def act(stage: Stage, moves: np.ndarray) -> Stage:
     moved = []
     for person, (sway_x, sway_y, mouth) in zip(people, moves, strict=True):
         size, landmarks = eyes_to_mouth(person.landmarks), person.landmarks
-        picture, landmarks = displace(picture, landmarks, landmarks.mean(axis=0), 3 * size, (sway_x * size, sway_y * size))
+        picture, landmarks = displace(
+            picture, landmarks, landmarks.mean(axis=0), 3 * size, (sway_x * size, sway_y * size)
+        )
         picture, landmarks = displace(picture, landmarks, landmarks[3:].mean(axis=0), 0.9 * size, (0, mouth * size))
         moved.append(person._replace(landmarks=landmarks))
     return Stage(picture, moved)
@@ -203,9 +207,7 @@ def film(shot: Shot) -> Iterator[tuple[np.ndarray, list[Person]]]:
         yield frame, [p._replace(landmarks=move_points(p.landmarks, affine)) for p in acted.people]
 
 
-def falsify(
-    filmed: Sequence[tuple[np.ndarray, list[Person]]], fake: Fake
-) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+def falsify(filmed: Sequence[tuple[np.ndarray, list[Person]]], fake: Fake) -> Iterator[tuple[np.ndarray, np.ndarray]]:
     """Manipulate the first person of every filmed frame: yield (frame, mask). The rest stays bit-identical."""
     rng = np.random.default_rng(fake.seed)
     crude = fake.strength
@@ -275,14 +277,23 @@ def _film_group(folder: Path, shot: Shot, fakes: list[Fake], names: list[str]) -
 
 
 def make_sample(
-    out: Path, n_parts: int = 4, originals_per_part: int = 16, n_frames: int = 48, seed: int = 0, workers: int = 2, progress: Callable[[int, int], None] = lambda done, total: None
+    out: Path,
+    n_parts: int = 4,
+    originals_per_part: int = 16,
+    n_frames: int = 48,
+    seed: int = 0,
+    workers: int = 2,
+    progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> Path:
     """Make the sample in folder `out`, in DFDC's layout, plus sample.json with how each video was made.
 
     The same arguments give the same pictures; a folder that was made with them is kept as it is. Returns `out`.
     Raises FileExistsError where `out` holds anything but a sample.
     """
-    out, shape = Path(out), {"n_parts": n_parts, "originals_per_part": originals_per_part, "n_frames": n_frames, "seed": seed}
+    out, shape = (
+        Path(out),
+        {"n_parts": n_parts, "originals_per_part": originals_per_part, "n_frames": n_frames, "seed": seed},
+    )
     settings = {"version": VERSION} | shape
     if (out / "sample.json").exists() and json.loads((out / "sample.json").read_text())["settings"] == settings:
         return out
@@ -319,7 +330,9 @@ def _recipes(named: list[tuple[int, Shot, list[Fake], list[str]]]) -> dict:
     recipes = {}
     for _, shot, fakes, names in named:
         recipes[names[0]] = {"shot": asdict(shot)}
-        recipes |= {name: {"shot": asdict(shot), "fake": asdict(fake)} for name, fake in zip(names[1:], fakes, strict=True)}
+        recipes |= {
+            name: {"shot": asdict(shot), "fake": asdict(fake)} for name, fake in zip(names[1:], fakes, strict=True)
+        }
     return recipes
 
 

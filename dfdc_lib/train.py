@@ -46,7 +46,9 @@ def make_optimizer(model: nn.Module, config: TrainConfig):
     """Return (optimizer, scheduler), the scheduler stepped after every batch."""
     if config.optimizer == "adamw":
         optimizer = torch.optim.AdamW(model.parameters(), config.learning_rate, weight_decay=config.weight_decay)
-        return optimizer, torch.optim.lr_scheduler.OneCycleLR(optimizer, config.learning_rate, config.steps, pct_start=0.2)
+        return optimizer, torch.optim.lr_scheduler.OneCycleLR(
+            optimizer, config.learning_rate, config.steps, pct_start=0.2
+        )
     optimizer = torch.optim.SGD(
         model.parameters(), config.learning_rate, momentum=0.9, weight_decay=config.weight_decay, nesterov=True
     )
@@ -94,7 +96,9 @@ def train(
     model.card = replace(model.card, **work.read_source())
     reader = CropReader(work, model.card.size, keep=config.paired)
     losses, rates = fit(model, draw_batches(rows, reader, config), config, progress)
-    run = Run(work.run(name), model.eval(), losses, _by_epoch(losses, rates, config), score_crops(model, held_out, reader))
+    run = Run(
+        work.run(name), model.eval(), losses, _by_epoch(losses, rates, config), score_crops(model, held_out, reader)
+    )
     _write(run, config)
     return run
 
@@ -135,7 +139,9 @@ def score_videos(crops: pd.DataFrame, strategy: Callable = mean) -> pd.DataFrame
 def _by_epoch(losses: list[float], rates: list[float], config: TrainConfig) -> pd.DataFrame:
     steps = pd.DataFrame({"step": range(1, len(losses) + 1), "train_loss": losses, "learning_rate": rates})
     epochs = steps.groupby((steps.step - 1) // config.epoch_steps)
-    return epochs.agg({"step": "last", "train_loss": "mean", "learning_rate": "last"}).rename_axis("epoch").reset_index()
+    return (
+        epochs.agg({"step": "last", "train_loss": "mean", "learning_rate": "last"}).rename_axis("epoch").reset_index()
+    )
 
 
 def _write(run: Run, config: TrainConfig) -> None:

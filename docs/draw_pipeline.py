@@ -17,7 +17,9 @@ SIZE, FRAME = 200, 30
 
 def main() -> None:
     data = make_sample(ROOT / "data" / "sample")
-    fake_id = next(v for v, r in read_recipes(data).items() if r.get("fake", {}).get("method") == "swap" and is_plain(r))
+    fake_id = next(
+        v for v, r in read_recipes(data).items() if r.get("fake", {}).get("method") == "swap" and is_plain(r)
+    )
     fake = next(data.glob(f"*/{fake_id}.mp4"))
     original_id = next(v for v, r in read_recipes(data).items() if r["shot"] == read_recipes(data)[fake_id]["shot"])
     frame, real = (next(iterate_frames(fake.with_stem(v), [FRAME]))[1] for v in (fake_id, original_id))

@@ -43,7 +43,13 @@ UNTUNED_SEED = 1
 def summarise(check: str, videos: pd.DataFrame, loss: bool = False) -> dict:
     """One line of the table from columns label, p_fake, original_id."""
     low, high = bootstrap_interval(auc, videos.label, videos.p_fake, videos.original_id)
-    line = {"check": check, "videos": len(videos), "auc": auc(videos.label, videos.p_fake), "auc_low": low, "auc_high": high}
+    line = {
+        "check": check,
+        "videos": len(videos),
+        "auc": auc(videos.label, videos.p_fake),
+        "auc_low": low,
+        "auc_high": high,
+    }
     return line | {"log_loss": log_loss(videos.label, videos.p_fake) if loss else None}
 
 
@@ -60,7 +66,9 @@ def header_features(data: Path) -> pd.DataFrame:
 def predict_across_parts(features: np.ndarray, videos: pd.DataFrame) -> pd.DataFrame:
     """p_fake of each row by a logistic regression that was fitted on the other parts."""
     model = make_pipeline(StandardScaler(), LogisticRegression(C=0.1, max_iter=2000, class_weight="balanced"))
-    scores = cross_val_predict(model, features, videos.label, groups=videos.part, cv=LeaveOneGroupOut(), method="predict_proba")
+    scores = cross_val_predict(
+        model, features, videos.label, groups=videos.part, cv=LeaveOneGroupOut(), method="predict_proba"
+    )
     return videos.assign(p_fake=scores[:, 1])
 
 
@@ -92,7 +100,9 @@ def recognise(work: WorkFolder, crops: pd.DataFrame) -> pd.DataFrame:
     p_hopper = np.zeros(len(crops))
     for part in crops.part.unique():
         here, learn = (crops.part == part).to_numpy(), ((crops.part != part) & (crops.label == 0)).to_numpy()
-        model = make_pipeline(StandardScaler(), LogisticRegression(C=0.1, max_iter=2000)).fit(faces[learn], hopper[learn])
+        model = make_pipeline(StandardScaler(), LogisticRegression(C=0.1, max_iter=2000)).fit(
+            faces[learn], hopper[learn]
+        )
         p_hopper[here] = model.predict_proba(faces[here])[:, 1]
     return crops.assign(p_fake=p_hopper)
 
@@ -167,7 +177,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", type=Path, default=Path("data/audit"))
     data = make_sample(parser.parse_args().data, seed=UNTUNED_SEED, workers=os.cpu_count() or 1)
-    versions = " ".join(f"{name} {importlib.metadata.version(name)}" for name in ("torch", "timm", "opencv-python-headless", "av"))
+    versions = " ".join(
+        f"{name} {importlib.metadata.version(name)}" for name in ("torch", "timm", "opencv-python-headless", "av")
+    )
     stamp = {"sample_seed": UNTUNED_SEED, "date": datetime.date.today().isoformat(), "versions": versions}
     audit(data).assign(**stamp).to_csv(TABLE, index=False, float_format="%.3f")
 

@@ -142,7 +142,18 @@ def build_site(report: Path) -> Path:
         if (report / "notebooks" / f".{executed.stem}.made-from").exists():
             shutil.copy(executed, source / "notebooks")
     shutil.rmtree(report / "site", ignore_errors=True)
-    command = [sys.executable, "-m", "sphinx", "-W", "--keep-going", "-q", "-b", "html", str(source), str(report / "site")]
+    command = [
+        sys.executable,
+        "-m",
+        "sphinx",
+        "-W",
+        "--keep-going",
+        "-q",
+        "-b",
+        "html",
+        str(source),
+        str(report / "site"),
+    ]
     if subprocess.run(command).returncode:
         raise UsageError(f"the site could not be built: {' '.join(command)}")
     return report / "site" / "index.html"

@@ -13,7 +13,9 @@ def votes(confident: int, total: int) -> np.ndarray:
     return np.where(np.arange(total) < confident, 0.9, 0.5)
 
 
-@pytest.mark.parametrize(("confident", "total", "taken"), [(12, 32, False), (13, 32, True), (11, 29, False), (12, 29, True)])
+@pytest.mark.parametrize(
+    ("confident", "total", "taken"), [(12, 32, False), (13, 32, True), (11, 29, False), (12, 29, True)]
+)
 def test_fake_branch_at_its_borders(confident, total, taken):
     scores = votes(confident, total)
     assert confident_strategy(scores) == pytest.approx(0.9 if taken else scores.mean())

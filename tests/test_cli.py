@@ -1,0 +1,67 @@
+import pandas as pd
+import pytest
+import torch
+
+from dfdc_lib.cli import main
+from dfdc_lib.metadata import read_metadata
+from dfdc_lib.model import DeepfakeClassifier, save_checkpoint
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory):
+    from dataclasses import replace
+
+    torch.manual_seed(0)
+    model = DeepfakeClassifier("tiny")
+    model.card = replace(model.card, trained_on="sample")
+    path = tmp_path_factory.mktemp("checkpoint") / "tiny.pt"
+    save_checkpoint(path, model)
+    return path
+
+
+def test_predict_scores_a_video_and_warns_of_the_rehearsal_stage(small_sample, checkpoint, tmp_path, capsys):
+    video = small_sample / read_metadata(small_sample).file[0]
+    out = tmp_path / "submission.csv"
+    code = main(["predict", str(video), "--checkpoint", str(checkpoint), "--frames", "2", "--out", str(out)])
+    printed = capsys.readouterr()
+    assert code == 0
+    assert "p_fake" in printed.out
+    assert "rehearsal stage" in printed.err
+    assert pd.read_csv(out).label.between(0, 1).all()
+
+
+def test_what_could_not_be_judged_shows_in_the_exit_code(checkpoint, tmp_path, capsys):
+    (tmp_path / "text.mp4").write_text("no video")
+    assert main(["predict", str(tmp_path), "--checkpoint", str(checkpoint)]) == 1
+    assert "unreadable" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (["predict", "gone.mp4", "--checkpoint", "gone.pt"], "no such checkpoint: gone.pt"),
+        (["preprocess", "gone"], "no such folder: gone"),
+        (["train", "--work", "gone", "--run", "x"], "dfdc preprocess"),
+    ],
+)
+def test_a_wrong_call_is_one_line(call, message, capsys):
+    assert main(call) == 2
+    error = capsys.readouterr().err
+    assert message in error
+    assert error.count("\n") == 1
+
+
+def test_preprocess_and_train_work_from_the_command_line(small_sample, tmp_path, capsys):
+    work = tmp_path / "work"
+    assert main(["preprocess", str(small_sample), "--work", str(work), "--every", "6", "--workers", "1"]) == 0
+    call = ["train", "--work", str(work), "--run", "r", "--demo", "--steps", "2", "--batch", "4"]
+    assert main(call) == 0
+    assert (work / "runs" / "r" / "last.pt").exists()
+    assert "step 2/2" in capsys.readouterr().out
+
+
+def test_doctor_tells_good_from_bad(small_sample, checkpoint, tmp_path, capsys):
+    assert main(["doctor", "--data", str(small_sample), "--checkpoint", str(checkpoint)]) == 0
+    assert "12 of 12 videos" in capsys.readouterr().out
+    assert main(["doctor", "--data", str(tmp_path)]) == 1
+    assert "BAD data" in capsys.readouterr().out

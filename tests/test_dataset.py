@@ -1,0 +1,89 @@
+import numpy as np
+import pandas as pd
+import pytest
+
+from dfdc_lib import dataset as d
+from dfdc_lib.augment import demo_transforms, train_transforms, valid_transforms
+from dfdc_lib.paths import WorkFolder
+
+
+@pytest.fixture
+def rows(small_work):
+    return d.read_folds(small_work)
+
+
+def test_folds_share_no_original(rows):
+    training, held_out = d.split_fold(rows, 1)
+    assert len(training) + len(held_out) == len(rows)
+    assert not set(training.original_id) & set(held_out.original_id)
+
+
+def test_a_fold_that_does_not_exist_is_named(rows):
+    with pytest.raises(ValueError, match="fold 9 can't be held out"):
+        d.split_fold(rows, 9)
+
+
+def test_missing_folds_say_what_to_run(tmp_path):
+    with pytest.raises(FileNotFoundError, match="dfdc preprocess"):
+        d.read_folds(WorkFolder(tmp_path))
+
+
+def test_balancing_keeps_every_real_and_draws_as_many_fakes(rows):
+    drawn = d.balance(rows, seed=3)
+    assert (drawn.label == 0).sum() == (drawn.label == 1).sum() == (rows.label == 0).sum()
+    expected = rows[rows.label == 1].sample(n=(rows.label == 0).sum(), replace=False, random_state=3)
+    assert drawn[drawn.label == 1].index.tolist() == expected.index.tolist()
+    with pytest.raises(ValueError, match="fakes for"):
+        d.balance(rows[(rows.label == 0) | (rows.index == rows.index[rows.label == 1][0])], seed=0)
+
+
+def test_pairs_match_original_frame_and_face(rows):
+    pairs = d.pair(rows)
+    assert len(pairs) == (rows.label == 1).sum()
+    assert (pairs.real_id == pairs.original_id).all()
+    with pytest.raises(ValueError, match="real partner"):
+        d.pair(rows[rows.label == 1])
+
+
+def test_each_original_is_equally_likely_to_be_drawn():
+    pairs = pd.DataFrame({"original_id": ["a"] * 90 + ["b"] * 10})
+    drawn = d.draw_pairs(pairs, 2000, seed=0).original_id.value_counts(normalize=True)
+    assert drawn["a"] == pytest.approx(0.5, abs=0.05)
+
+
+@pytest.mark.parametrize("make", [train_transforms, demo_transforms])
+def test_augmentation_treats_both_pictures_of_a_pair_alike(make):
+    picture = np.random.default_rng(0).integers(0, 256, (80, 60, 3), np.uint8)
+    transform = make(64, seed=0)
+    for _ in range(10):
+        both = transform(image=picture, fake=picture)
+        assert np.array_equal(both["image"], both["fake"])
+        assert both["image"].shape == (3, 64, 64)
+
+
+@pytest.mark.parametrize("make", [train_transforms, demo_transforms])
+def test_augmentation_follows_its_seed(make):
+    picture = np.random.default_rng(0).integers(0, 256, (80, 60, 3), np.uint8)
+    first, second, other = (make(64, seed=seed)(image=picture)["image"] for seed in (1, 1, 2))
+    assert np.array_equal(first, second)
+    assert not np.array_equal(first, other)
+
+
+def test_validation_only_resizes_centres_and_normalises():
+    picture = np.full((50, 100, 3), 255, np.uint8)
+    tensor = valid_transforms(64)(image=picture)["image"]
+    assert tensor.shape == (3, 64, 64)
+    assert tensor[0, 32, 32] == pytest.approx((1 - 0.485) / 0.229)
+    assert tensor[0, 2, 32] == pytest.approx(-0.485 / 0.229)
+
+
+def test_items_have_the_promised_shapes(small_work, rows):
+    reader = d.CropReader(small_work, 48, keep=True)
+    crops = d.CropDataset(rows, reader, valid_transforms(48))
+    picture, label = crops[0]
+    assert picture.shape == (3, 48, 48)
+    assert label == rows.label.iloc[0]
+    pictures, labels = d.PairDataset(d.pair(rows), reader, valid_transforms(48))[0]
+    assert pictures.shape == (2, 3, 48, 48)
+    assert labels.tolist() == [0, 1]
+    assert not np.array_equal(pictures[0], pictures[1])

@@ -1,0 +1,104 @@
+"""The promises of the repository itself: pins, layout, no addresses, README's commands."""
+
+import re
+import subprocess
+import sys
+import tomllib
+from pathlib import Path
+
+import pytest
+import yaml
+
+ROOT = Path(__file__).resolve().parent.parent
+TRACKED = subprocess.run(["git", "ls-files"], cwd=ROOT, capture_output=True, text=True).stdout.split()
+README = (ROOT / "README.md").read_text()
+
+
+def pinned() -> dict[str, str]:
+    lines = [line for line in (ROOT / "requirements.lock").read_text().splitlines() if line[:1].isalnum()]
+    return {line.split("==")[0].lower(): line.split("==")[1] for line in lines}
+
+
+def test_every_dependency_is_pinned():
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    wanted = project["dependencies"] + [d for extra in project["optional-dependencies"].values() for d in extra]
+    missing = {re.split(r"[=<>]", d)[0] for d in wanted} - set(pinned())
+    assert not missing
+
+
+def test_conda_users_get_the_same_pins():
+    """environment.yml brings Python and hands every version to requirements.lock: there is one place to look."""
+    environment = yaml.safe_load((ROOT / "environment.yml").read_text())
+    conda = [d for d in environment["dependencies"] if isinstance(d, str)]
+    (pip,) = (d["pip"] for d in environment["dependencies"] if isinstance(d, dict))
+    assert [d.split("=")[0] for d in conda] == ["python", "pip"]
+    assert pip == ["--requirement requirements.lock", "--editable ."]
+
+
+def test_one_opencv_only():
+    assert "opencv-python-headless" in pinned()
+    assert "opencv-python" not in pinned()
+
+
+def test_no_file_names_a_registry_or_a_machines_path():
+    registries = (
+        "pypi" + ".org",
+        "pythonhosted",
+        "registry.npmjs",
+        "download.pytorch",
+        "/roo" + "t/",
+        "/wor" + "k/main",
+    )
+    for name in TRACKED:
+        if Path(name).suffix not in {".png", ".npz"} and (ROOT / name).is_file():
+            text = (ROOT / name).read_text()
+            assert not [word for word in registries if word in text], name
+
+
+def test_no_data_or_report_is_committed():
+    assert not [f for f in TRACKED if f.startswith(("reports/", "data/sample", "data/work"))]
+    assert not [f for f in TRACKED if Path(f).suffix in {".mp4", ".pt", ".parquet"}]
+
+
+def test_the_top_level_is_as_promised():
+    for name in (
+        "notebooks",
+        "dfdc_lib",
+        "data",
+        "environment.yml",
+        "run_all.sh",
+        "README.md",
+        "LICENSE",
+        "CITATION.cff",
+    ):
+        assert (ROOT / name).exists()
+
+
+def test_readme_names_the_two_commands_and_they_exist():
+    assert "./run_all.sh  " in README
+    assert "./run_all.sh --test" in README
+    assert "./run_all.sh --test" in (ROOT / ".ci" / "run").read_text()
+    printed = subprocess.run([ROOT / "run_all.sh", "--help"], capture_output=True, text=True, check=True).stdout
+    for option in (
+        "--profile",
+        "--data",
+        "--work",
+        "--only",
+        "-p NAME VALUE",
+        "--fresh",
+        "--no-site",
+        "--lab",
+        "--test",
+    ):
+        assert option in printed
+
+
+def test_readme_links_lead_somewhere():
+    for target in re.findall(r"\]\(([^)#]+)\)", README):
+        assert target.startswith("https://") or (ROOT / target).exists(), target
+
+
+@pytest.mark.parametrize("command", [["check"], ["format", "--check"]])
+def test_ruff_is_content(command):
+    result = subprocess.run([sys.executable, "-m", "ruff", *command, "."], cwd=ROOT, capture_output=True, text=True)
+    assert result.returncode == 0, result.stdout[-3000:]

@@ -1,0 +1,74 @@
+"""Every notebook keeps the course's form: short cells, a parameters cell of literals, no outputs, an exercise."""
+
+import ast
+import statistics
+from pathlib import Path
+
+import nbformat
+import pytest
+import yaml
+
+FOLDER = Path(__file__).resolve().parent.parent / "notebooks"
+NOTEBOOKS = sorted(FOLDER.glob("[0-9][0-9]_*.ipynb"))
+
+
+@pytest.fixture(params=NOTEBOOKS, ids=lambda path: path.stem)
+def notebook(request):
+    return nbformat.read(request.param, as_version=4)
+
+
+def code_cells(notebook):
+    return [cell for cell in notebook.cells if cell.cell_type == "code"]
+
+
+def tagged(notebook, tag: str):
+    return [cell for cell in code_cells(notebook) if tag in cell.metadata.get("tags", [])]
+
+
+def test_committed_without_outputs(notebook):
+    assert not [cell for cell in code_cells(notebook) if cell.outputs or cell.execution_count]
+
+
+def test_cells_are_short_and_explained(notebook):
+    lengths = [len(cell.source.splitlines()) for cell in code_cells(notebook)]
+    assert statistics.median(lengths) <= 6
+    assert max(lengths) <= 30
+    kinds = "".join(cell.cell_type[0] for cell in notebook.cells)
+    assert "ccc" not in kinds, "more than two code cells in a row without prose"
+
+
+def test_parameters_are_typed_literals_with_a_comment(notebook):
+    (cell,) = tagged(notebook, "parameters")
+    for line, node in zip(cell.source.splitlines(), ast.parse(cell.source).body, strict=True):
+        assert isinstance(node, ast.AnnAssign), line
+        ast.literal_eval(node.value)
+        assert "  # " in line, line
+
+
+def test_it_opens_with_a_question_and_closes_with_a_summary(notebook):
+    first = notebook.cells[0].source
+    assert first.startswith("# ")
+    assert "?" in first.splitlines()[0]
+    assert "**You will**" in first
+    assert "| reads | writes |" in first
+    prose = "\n".join(cell.source for cell in notebook.cells if cell.cell_type == "markdown")
+    assert "## Check your understanding" in prose
+    assert 4 <= prose.count("<details>") <= 6
+    assert notebook.cells[-1].source.startswith("## Summary")
+
+
+def test_the_exercise_passes_unsolved(notebook, capsys):
+    (cell,) = tagged(notebook, "exercise")
+    assert "answer = ..." in cell.source
+    exec(cell.source, {})
+    assert "not solved yet" in capsys.readouterr().out
+
+
+def test_profiles_name_real_notebooks_and_parameters():
+    for profile in (FOLDER / "profiles").glob("*.yaml"):
+        for name, values in yaml.safe_load(profile.read_text()).items():
+            if name == "all":
+                continue
+            cell = tagged(nbformat.read(FOLDER / f"{name}.ipynb", as_version=4), "parameters")[0]
+            known = {node.target.id for node in ast.parse(cell.source).body}
+            assert set(values) <= known, profile

@@ -1,0 +1,101 @@
+"""run_all.sh's Python half: what is run, kept, refused and reported."""
+
+import importlib.util
+import sys
+from pathlib import Path
+
+import nbformat
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+@pytest.fixture
+def run(tmp_path, monkeypatch):
+    """The runner, over a folder with two notebooks of its own."""
+    spec = importlib.util.spec_from_file_location("run", ROOT / "notebooks" / "run.py")
+    module = importlib.util.module_from_spec(spec)
+    monkeypatch.setitem(sys.modules, "run", module)
+    spec.loader.exec_module(module)
+    here = tmp_path / "notebooks"
+    (here / "profiles").mkdir(parents=True)
+    (here / "profiles" / "demo.yaml").write_text("all: {INTERACTIVE: false}\n00_first: {LIMIT: 3}\n")
+    write_notebook(here / "00_first.ipynb", "print(f'limit {LIMIT}')")
+    write_notebook(here / "01_second.ipynb", "1 / LIMIT")
+    (tmp_path / "dfdc_lib").mkdir()
+    (tmp_path / "data" / "part_0").mkdir(parents=True)
+    (tmp_path / "data" / "part_0" / "metadata.json").write_text('{"a.mp4": {"label": "REAL"}}')
+    monkeypatch.setattr(module, "HERE", here)
+    monkeypatch.setattr(module, "ROOT", tmp_path)
+    monkeypatch.setattr(module.choose_notebooks, "__defaults__", (here,))
+    return module
+
+
+def write_notebook(path: Path, code: str) -> None:
+    parameters = nbformat.v4.new_code_cell("LIMIT: int = 1  # a number", metadata={"tags": ["parameters"]})
+    cells = [parameters, nbformat.v4.new_code_cell(code)]
+    kernel = {"kernelspec": {"name": "python3", "display_name": "Python 3", "language": "python"}}
+    nbformat.write(nbformat.v4.new_notebook(cells=cells, metadata=kernel), path)
+
+
+@pytest.fixture
+def call(run, tmp_path):
+    return lambda *args: run.main(["--data", str(tmp_path / "data"), "--no-site", *args])
+
+
+@pytest.mark.parametrize(
+    ("args", "message"),
+    [
+        (["--profile", "demi"], "choose among demo"),
+        (["--only", "07"], "no notebook 07; choose among 00, 01"),
+        (["-p", "LIMTI", "3"], "no parameter 'LIMTI' in these notebooks; choose among LIMIT"),
+        (["--data", "/nowhere"], "no such folder: /nowhere"),
+    ],
+)
+def test_a_wrong_call_is_one_line_with_the_choices(call, capsys, args, message):
+    assert call(*args) == 2
+    error = capsys.readouterr().err
+    assert message in error
+    assert error.count("\n") == 1
+
+
+def test_a_folder_without_metadata_is_refused(run, tmp_path, capsys):
+    (tmp_path / "empty").mkdir()
+    assert run.main(["--data", str(tmp_path / "empty")]) == 2
+    assert "holds no metadata.json" in capsys.readouterr().err
+
+
+def test_profile_and_caller_set_parameters(call, tmp_path, capsys):
+    assert call("--only", "00") == 0
+    executed = tmp_path / "reports" / "demo" / "notebooks" / "00_first.ipynb"
+    assert "limit 3" in executed.read_text()
+    assert call("--only", "00", "-p", "LIMIT", "8") == 0
+    assert "limit 8" in executed.read_text()
+
+
+def test_what_stands_is_kept_until_something_changes(call, tmp_path, capsys):
+    def second_line() -> str:
+        return next(line for line in capsys.readouterr().out.splitlines() if line.startswith("00_first "))
+
+    call("--only", "00")
+    assert "kept" not in second_line()
+    call("--only", "00")
+    assert "kept" in second_line()
+    call("--only", "00", "--fresh")
+    assert "kept" not in second_line()
+    (tmp_path / "dfdc_lib" / "new.py").write_text("x = 1")
+    call("--only", "00")
+    assert "kept" not in second_line()
+
+
+def test_a_failure_is_named_and_the_next_run_goes_on_from_there(call, tmp_path, capsys):
+    assert call("-p", "LIMIT", "0") == 1
+    last = capsys.readouterr().out.splitlines()[-3:]
+    assert "01_second.ipynb: ZeroDivisionError: division by zero" in last[0]
+    assert (tmp_path / "reports" / "demo" / "notebooks" / "01_second.ipynb").exists()
+    assert "half-executed copy" in last[1]
+    assert "01_second.ipynb" in last[1]
+    write_notebook(tmp_path / "notebooks" / "01_second.ipynb", "1 + LIMIT")
+    assert call("-p", "LIMIT", "0") == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert any(line.startswith("00_first ") and "kept" in line for line in lines)
