@@ -9,10 +9,10 @@ import cv2
 import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 REAL, FAKE = "#0072B2", "#D55E00"
-CAPTION = "synthetic pictures; portraits: NASA, US Navy (public domain)"
 
 
 def label_colour(label: int) -> str:
@@ -21,17 +21,18 @@ def label_colour(label: int) -> str:
 
 
 def show_pictures(
-    pictures: Sequence[np.ndarray], titles: Sequence[str], columns: int = 4, width: float = 2.4
+    pictures: Sequence[np.ndarray], titles: Sequence[str], columns: int = 4, width: float = 7.5
 ) -> Figure:
-    """A grid of pictures, each (H, W, 3) uint8 RGB or (H, W) shown as a heat map, with its title above."""
+    """A grid of pictures, each (H, W, 3) uint8 RGB or (H, W) shown as a heat map, with its title above.
+
+    `width` is that of the whole figure, in inches: at 7.5 the titles have the size of the text around them.
+    """
     if len(pictures) != len(titles):
         raise ValueError(f"{len(pictures)} pictures need as many titles, got {len(titles)}")
     columns = min(columns, len(pictures))
     rows = -(-len(pictures) // columns)
-    shape = pictures[0].shape[0] / pictures[0].shape[1]
-    figure, axes = plt.subplots(
-        rows, columns, figsize=(width * columns, (width * shape + 0.35) * rows), squeeze=False, layout="constrained"
-    )
+    height = (width / columns * pictures[0].shape[0] / pictures[0].shape[1] + 0.3) * rows
+    figure, axes = plt.subplots(rows, columns, figsize=(width, height), squeeze=False, layout="constrained")
     for axis in axes.flat:
         axis.axis("off")
     for axis, picture, title in zip(axes.flat, pictures, titles, strict=False):
@@ -57,41 +58,42 @@ def draw_pipeline(frame: np.ndarray, crop: np.ndarray, mask: np.ndarray, strip: 
     frame: with its faces drawn in; frame, crop (H, W, 3) uint8 RGB; mask (H, W) uint8; strip: augmented crops side by
     side. The scores are drawn to explain, not measured.
     """
-    figure, axes = plt.subplots(
-        1, 6, figsize=(15, 2.35), width_ratios=[1.6, 0.8, 0.8, 1.5, 1.1, 1.4], layout="constrained"
-    )
-    titles = [
+    steps = (
         "1  detect: MTCNN",
         "2  crop: box + 20 %",
         "3  mask: SSIM",
-        "4  augment, heavily",
+        "4  augment",
         "5  score: EfficientNet",
-        "6  join 32 frames",
-    ]
-    for axis, title in zip(axes, titles, strict=True):
-        axis.set_title(title, fontsize=11, loc="left")
+        "6  join",
+    )
+    figure, axes = plt.subplots(2, 3, figsize=(7.5, 4.4), layout="constrained")
+    for axis, title, picture in zip(axes.flat, steps, (frame, crop, mask, strip, None, None), strict=True):
+        axis.set_title(title, fontsize=10, loc="left")
         axis.axis("off")
-        axis.set_anchor("N")
-    axes[0].imshow(frame)
-    axes[1].imshow(crop)
-    axes[2].imshow(mask, cmap="magma", vmin=0, vmax=255)
-    axes[3].imshow(strip)
-    for i, height in enumerate((0.9, 0.7, 0.5, 0.34)):
-        axes[4].add_patch(
-            plt.Rectangle((0.12 + 0.18 * i, 0.5 - height / 2), 0.13, height, color=REAL, alpha=0.9 - 0.15 * i)
-        )
-    axes[4].text(0.86, 0.5, "p_fake", va="center", fontsize=10)
-    axes[4].set(xlim=(0.05, 1.3), ylim=(0, 1))
-    axes[4].set_box_aspect(0.9)
-    scores = 0.84 + 0.1 * np.sin(np.arange(32)) - 0.5 * (np.arange(32) % 9 == 4)
-    axes[5].bar(np.arange(32), scores, color=np.where(scores > 0.8, FAKE, "#BBBBBB"))
-    axes[5].axhline(0.8, color="black", linewidth=0.8, linestyle="--")
-    axes[5].set(ylim=(0, 1.25))
-    axes[5].set_box_aspect(0.7)
-    axes[5].text(0, 1.08, "enough sure frames: fake", fontsize=10)
-    for axis in axes[:-1]:
-        axis.annotate("→", (1.01, 0.5), xycoords="axes fraction", fontsize=13, va="center", annotation_clip=False)
+        axis.set_anchor("NW")
+        if picture is not None:
+            axis.imshow(picture, cmap="magma", vmin=0, vmax=255)
+    _draw_encoder(axes[1, 1])
+    _draw_join(axes[1, 2])
     return figure
+
+
+def _draw_encoder(axis: Axes) -> None:
+    for i, height in enumerate((0.9, 0.7, 0.5, 0.34)):
+        shade = 0.9 - 0.15 * i
+        axis.add_patch(plt.Rectangle((0.05 + 0.17 * i, 0.5 - height / 2), 0.12, height, color=REAL, alpha=shade))
+    axis.text(0.75, 0.5, "→ p_fake", va="center", fontsize=10)
+    axis.set(xlim=(0.03, 1.15), ylim=(0, 1))
+    axis.set_box_aspect(0.75)
+
+
+def _draw_join(axis: Axes) -> None:
+    scores = 0.84 + 0.1 * np.sin(np.arange(32)) - 0.5 * (np.arange(32) % 9 == 4)
+    axis.bar(np.arange(32), scores, color=np.where(scores > 0.8, FAKE, "#BBBBBB"))
+    axis.axhline(0.8, color="black", linewidth=0.8, linestyle="--")
+    axis.text(0, 1.06, "32 frames; enough are sure: fake", fontsize=9)
+    axis.set(ylim=(0, 1.2))
+    axis.set_box_aspect(0.75)
 
 
 def plot_training(metrics: pd.DataFrame, losses: Sequence[float]) -> Figure:
@@ -107,20 +109,23 @@ def plot_training(metrics: pd.DataFrame, losses: Sequence[float]) -> Figure:
 
 def plot_timelines(timelines: dict[str, tuple[int, pd.DataFrame]], threshold: float = 0.8) -> Figure:
     """p_fake over the frames of a few videos. timelines: title → (label, table with frame_idx and p_fake)."""
+    rows = -(-len(timelines) // 2)
     figure, axes = plt.subplots(
-        1, len(timelines), figsize=(4.2 * len(timelines), 2.8), sharey=True, squeeze=False, layout="constrained"
+        rows, 2, figsize=(7.5, 2.2 * rows), sharex=True, sharey=True, squeeze=False, layout="constrained"
     )
-    for axis, (title, (label, faces)) in zip(axes.flat, timelines.items(), strict=True):
+    for axis, (title, (label, faces)) in zip(axes.flat, timelines.items(), strict=False):
         axis.plot(faces.frame_idx, faces.p_fake, "o", color=label_colour(label), markersize=4)
         axis.axhline(threshold, color="black", linewidth=0.8, linestyle="--")
-        axis.set(title=title, xlabel="frame number", ylim=(-0.03, 1.03))
-    axes[0, 0].set_ylabel("p_fake of a face")
+        axis.set_title(title, fontsize=10)
+        axis.set_ylim(-0.03, 1.03)
+    figure.supxlabel("frame number", fontsize=10)
+    figure.supylabel("p_fake of a face", fontsize=10)
     return figure
 
 
 def plot_verdicts(groups: dict[str, np.ndarray], threshold: float = 0.5) -> Figure:
     """One dot a video, one row a kind. groups: kind → p_fake of its videos; the kind "original" is drawn as real."""
-    figure, axis = plt.subplots(figsize=(8, 0.6 * len(groups) + 1.1), layout="constrained")
+    figure, axis = plt.subplots(figsize=(7.5, 0.6 * len(groups) + 1.1), layout="constrained")
     for row, (kind, scores) in enumerate(groups.items()):
         spread = row + 0.24 * np.sin(np.arange(len(scores)) * 2.4)
         axis.plot(scores, spread, "o", color=REAL if kind == "original" else FAKE, alpha=0.75, markersize=6)

@@ -341,6 +341,11 @@ def read_recipes(data: Path) -> dict[str, dict]:
     return json.loads((Path(data) / "sample.json").read_text())["videos"]
 
 
+def read_methods(data: Path) -> dict[str, str]:
+    """How each fake of a sample was made: video_id → "swap", "mouth" or "rewarp"."""
+    return {video_id: recipe["fake"]["method"] for video_id, recipe in read_recipes(data).items() if "fake" in recipe}
+
+
 def identity_seen(recipe: dict) -> str:
     """Whose face a viewer sees in the (first person of the) video: the other one's after a swap."""
     filmed = recipe["shot"]["identities"][0]

@@ -21,9 +21,11 @@ html_css_files = ["course.css"]
 html_theme_options = {
     "use_download_button": False,
     "use_fullscreen_button": False,
+    "navbar_persistent": [],  # one search field is enough
     "show_toc_level": 2,
 }
 html_copy_source = False
+html_context = {"default_mode": "auto"}  # light or dark as the reader's system is
 exclude_patterns = ["README.md"]
 # The notebooks' link to one another and to files of the repository, which the site does not carry.
 suppress_warnings = ["mystnb.unknown_mime_type"]

@@ -7,7 +7,6 @@ notebooks/ (executed copies), source/ (what Sphinx reads) and site/ (open site/i
 import argparse
 import hashlib
 import json
-import logging
 import shutil
 import subprocess
 import sys
@@ -123,7 +122,7 @@ def run_notebook(notebook: Path, values: dict, out: Path, fresh: bool) -> Outcom
     started = time.monotonic()
     try:
         papermill.execute_notebook(
-            notebook, executed, values, cwd=HERE, kernel_name="python3", progress_bar=False, log_output=True
+            notebook, executed, values, cwd=HERE, kernel_name="python3", progress_bar=False, stdout_file=sys.stdout
         )
     except PapermillExecutionError as error:
         cell = f"cell {error.exec_count} of {notebook.name}: {error.ename}: {error.evalue}"
@@ -175,9 +174,6 @@ def summarise(outcomes: list[Outcome], site: Path | None) -> None:
 def main(argv: Sequence[str] | None = None) -> int:
     """Run what is asked for; return 0, or 1 where a notebook failed, or 2 for a wrong call."""
     args = parse_arguments(argv)
-    logging.basicConfig(level=logging.INFO, format="  %(message)s", stream=sys.stdout)
-    logging.getLogger("papermill").setLevel(logging.WARNING)
-    logging.getLogger("papermill.translators").setLevel(logging.ERROR)
     try:
         notebooks, profile = choose_notebooks(args.only), read_profile(args.profile)
         check_given(notebooks, args.parameters)

@@ -1,6 +1,8 @@
 """What several tests share: a very small sample, made once, and the real clips where the caller has them."""
 
+import importlib.util
 import os
+import sys
 from pathlib import Path
 
 import pytest
@@ -11,6 +13,15 @@ from dfdc_lib.preprocess import preprocess
 from dfdc_lib.sample import make_sample
 
 ROOT = Path(__file__).resolve().parent.parent
+
+
+def load_runner():
+    """A fresh copy of notebooks/run.py as a module: the folder is no package."""
+    spec = importlib.util.spec_from_file_location("notebook_runner", ROOT / "notebooks" / "run.py")
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module  # its dataclass looks itself up there
+    spec.loader.exec_module(module)
+    return module
 
 
 @pytest.fixture(scope="session")

@@ -1,22 +1,16 @@
 """run_all.sh's Python half: what is run, kept, refused and reported."""
 
-import importlib.util
-import sys
 from pathlib import Path
 
 import nbformat
 import pytest
-
-ROOT = Path(__file__).resolve().parent.parent
+from conftest import load_runner
 
 
 @pytest.fixture
 def run(tmp_path, monkeypatch):
     """The runner, over a folder with two notebooks of its own."""
-    spec = importlib.util.spec_from_file_location("run", ROOT / "notebooks" / "run.py")
-    module = importlib.util.module_from_spec(spec)
-    monkeypatch.setitem(sys.modules, "run", module)
-    spec.loader.exec_module(module)
+    module = load_runner()
     here = tmp_path / "notebooks"
     (here / "profiles").mkdir(parents=True)
     (here / "profiles" / "demo.yaml").write_text("all: {INTERACTIVE: false}\n00_first: {LIMIT: 3}\n")
