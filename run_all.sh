@@ -37,14 +37,15 @@ find_python() {
 
 # Make .venv and install what requirements.lock pins, unless just that has been done before.
 ensure_environment() {
-  local wanted uv=uv
+  local wanted python uv=uv
   wanted=$(cat requirements.lock pyproject.toml | cksum)
   [ "$(cat .venv/.installed 2>/dev/null || true)" = "$wanted" ] && return
+  python=$(find_python)
   echo "installing the environment into .venv (several GB the first time) …"
   if command -v uv >/dev/null; then
-    [ -x .venv/bin/python ] || uv venv --quiet --python "$(find_python)" .venv
+    [ -x .venv/bin/python ] || uv venv --quiet --python "$python" .venv
   else
-    [ -x .venv/bin/python ] || "$(find_python)" -m venv .venv
+    [ -x .venv/bin/python ] || "$python" -m venv .venv
     .venv/bin/python -m pip install --quiet uv
     uv=.venv/bin/uv
   fi
