@@ -93,12 +93,13 @@ def read_spread_frames(path: Path, n_frames: int) -> tuple[list[int], list[np.nd
 def write_video(path: Path, frames: Iterable[np.ndarray], fps: int = 30, crf: int = 23) -> None:
     """Write frames as H.264 in yuv420p, at constant quality `crf` (lower is better; 23 is x264's default).
 
-    One encoder thread: the bytes are then the same on every run. Width and height must be even.
+    Width and height must be even. The same frames give the same bytes: one encoder thread, and no scene cuts, whose
+    search reads memory that x264 has not set (seen with x264 of PyAV 18.1: the first file of a process differed).
     """
     with av.open(str(path), "w", format="mp4") as container:
         stream = container.add_stream("libx264", rate=Fraction(fps))
         stream.pix_fmt = "yuv420p"
-        stream.options = {"crf": str(crf), "preset": "veryfast", "threads": "1"}
+        stream.options = {"crf": str(crf), "preset": "veryfast", "threads": "1", "x264-params": "mbtree=0"}
         for number, frame in enumerate(frames):
             if number == 0:
                 stream.height, stream.width = frame.shape[:2]
