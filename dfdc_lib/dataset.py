@@ -6,8 +6,7 @@ import torch
 from torch.utils.data import Dataset
 
 from dfdc_lib.geometry import isotropic_resize
-from dfdc_lib.paths import WorkFolder, face_file
-from dfdc_lib.preprocess import read_png
+from dfdc_lib.paths import WorkFolder, face_file, read_png
 
 KEY = ["original_id", "frame_idx", "face_idx"]
 

@@ -1,4 +1,4 @@
-"""The name of every artifact, and writing one so that it appears whole or not at all."""
+"""The name of every artifact; reading one, and writing one so that it appears whole or not at all."""
 
 import json
 import os
@@ -7,6 +7,9 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+
+import cv2
+import numpy as np
 
 
 @contextmanager
@@ -89,3 +92,20 @@ def parse_face_file(name: str) -> tuple[int, int]:
     """Undo `face_file`: return (frame_idx, face_idx)."""
     frame_idx, face_idx = Path(name).stem.split("_")
     return int(frame_idx), int(face_idx)
+
+
+def write_png(path: Path, picture: np.ndarray) -> None:
+    """Write a crop (H, W, 3) uint8 RGB or a mask (H, W) uint8."""
+    picture = cv2.cvtColor(picture, cv2.COLOR_RGB2BGR) if picture.ndim == 3 else picture
+    if not cv2.imwrite(str(path), picture):
+        raise OSError(f"could not write {path}")
+
+
+def read_png(path: Path) -> np.ndarray:
+    """Read a crop (H, W, 3) uint8 RGB. Raises FileNotFoundError, or ValueError for a broken file."""
+    if not Path(path).is_file():
+        raise FileNotFoundError(f"no such picture: {path}")
+    picture = cv2.imread(str(path), cv2.IMREAD_COLOR_RGB)
+    if picture is None:
+        raise ValueError(f"not a readable picture: {path}")
+    return picture

@@ -97,10 +97,13 @@ def _draw_join(axis: Axes) -> None:
 
 
 def plot_training(metrics: pd.DataFrame, losses: Sequence[float]) -> Figure:
-    """The loss of each step in grey and each epoch's mean, against guessing. metrics: columns step, train_loss."""
+    """The loss of each step in grey, the mean of each epoch in black, against guessing.
+
+    metrics: columns step (the epoch's last), train_loss.
+    """
     figure, axis = plt.subplots(figsize=(7, 3), layout="constrained")
     axis.plot(np.arange(1, len(losses) + 1), losses, color="#BBBBBB", linewidth=0.8, label="one step")
-    axis.plot(metrics.step, metrics.train_loss, "o-", color="black", label="mean of an epoch")
+    axis.plot(metrics.step, metrics.train_loss, "o-", color="black", label=f"mean of {metrics.step.iloc[0]} steps")
     axis.axhline(np.log(2), color=FAKE, linestyle="--", label="guessing: log 2 = 0.693")
     axis.set(xlabel="step", ylabel="training loss (log loss)", ylim=(0, None))
     axis.legend(frameon=False, fontsize=9)
@@ -116,7 +119,8 @@ def plot_timelines(timelines: dict[str, tuple[int, pd.DataFrame]], threshold: fl
     for axis, (title, (label, faces)) in zip(axes.flat, timelines.items(), strict=False):
         axis.plot(faces.frame_idx, faces.p_fake, "o", color=label_colour(label), markersize=4)
         axis.axhline(threshold, color="black", linewidth=0.8, linestyle="--")
-        axis.set_title(title, fontsize=10)
+        axis.text(0, threshold + 0.03, f"sure: above {threshold}", fontsize=8)
+        axis.set_title(title, fontsize=10, color=label_colour(label))
         axis.set_ylim(-0.03, 1.03)
     figure.supxlabel("frame number", fontsize=10)
     figure.supylabel("p_fake of a face", fontsize=10)

@@ -20,7 +20,7 @@ from dfdc_lib.config import PreprocessConfig
 from dfdc_lib.faces import FaceDetector, link_faces
 from dfdc_lib.geometry import add_margin, crop_box, detector_scale
 from dfdc_lib.metadata import assign_folds, read_metadata
-from dfdc_lib.paths import WorkFolder, appear_whole, face_file, parse_face_file, write_json
+from dfdc_lib.paths import WorkFolder, appear_whole, face_file, parse_face_file, read_png, write_json, write_png
 from dfdc_lib.ssim import ssim_difference
 from dfdc_lib.video import VideoError, iterate_frames, probe
 
@@ -180,23 +180,6 @@ def make_masks(work: WorkFolder, fake_id: str, original_id: str) -> int:
             )
             count += 1
     return count
-
-
-def write_png(path: Path, picture: np.ndarray) -> None:
-    """Write a crop (H, W, 3) uint8 RGB or a mask (H, W) uint8."""
-    picture = cv2.cvtColor(picture, cv2.COLOR_RGB2BGR) if picture.ndim == 3 else picture
-    if not cv2.imwrite(str(path), picture):
-        raise OSError(f"could not write {path}")
-
-
-def read_png(path: Path) -> np.ndarray:
-    """Read a crop (H, W, 3) uint8 RGB. Raises FileNotFoundError, or ValueError for a broken file."""
-    if not Path(path).is_file():
-        raise FileNotFoundError(f"no such picture: {path}")
-    picture = cv2.imread(str(path), cv2.IMREAD_COLOR_RGB)
-    if picture is None:
-        raise ValueError(f"not a readable picture: {path}")
-    return picture
 
 
 def collect_status(work: WorkFolder, table: pd.DataFrame) -> pd.DataFrame:

@@ -30,8 +30,8 @@ from dfdc_lib.dataset import read_folds
 from dfdc_lib.geometry import add_margin
 from dfdc_lib.metadata import read_metadata
 from dfdc_lib.metrics import auc, bootstrap_interval, log_loss
-from dfdc_lib.paths import WorkFolder, face_file
-from dfdc_lib.preprocess import preprocess, read_png, write_png
+from dfdc_lib.paths import WorkFolder, face_file, read_png, write_png
+from dfdc_lib.preprocess import preprocess
 from dfdc_lib.sample import identity_seen, make_sample, read_methods, read_recipes
 from dfdc_lib.train import score_videos, train
 from dfdc_lib.video import probe

@@ -12,8 +12,7 @@ ROWS = [
     ["config", "geometry"],
     ["paths", "progress", "video", "ssim", "metrics", "aggregate", "plots"],
     ["metadata", "faces", "manipulate", "augment"],
-    ["sample", "preprocess", "model"],
-    ["dataset"],  # reads pictures with preprocess
+    ["sample", "preprocess", "dataset", "model"],
     ["train", "predict"],
     ["doctor"],
     ["cli"],

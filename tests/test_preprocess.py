@@ -8,8 +8,8 @@ import pytest
 
 from dfdc_lib.config import PreprocessConfig
 from dfdc_lib.metadata import read_metadata
-from dfdc_lib.paths import WorkFolder, appear_whole
-from dfdc_lib.preprocess import choose_originals, preprocess, read_manifest, read_png, write_png
+from dfdc_lib.paths import WorkFolder, appear_whole, read_png, write_png
+from dfdc_lib.preprocess import choose_originals, preprocess, read_manifest
 
 EVERY_6 = PreprocessConfig(every=6)
 
