@@ -1,7 +1,9 @@
 #!/usr/bin/env bash
 # From a machine with git and Python to executed notebooks and a site. See --help.
 set -euo pipefail
+caller=$PWD # relative folders are the caller's
 cd "$(dirname "${BASH_SOURCE[0]}")"
+root=$PWD
 
 usage() {
   cat <<'TEXT'
@@ -38,14 +40,17 @@ find_python() {
 # Make .venv and install what requirements.lock pins, unless just that has been done before.
 ensure_environment() {
   local wanted python uv=uv
-  wanted=$(cat requirements.lock pyproject.toml | cksum)
-  [ "$(cat .venv/.installed 2>/dev/null || true)" = "$wanted" ] && return
+  wanted=$( (cat requirements.lock pyproject.toml && pwd) | cksum)
+  if [ "$(cat .venv/.installed 2>/dev/null || true)" = "$wanted" ] && .venv/bin/python -c "" 2>/dev/null; then
+    return
+  fi
+  rm -f .venv/.installed
   python=$(find_python)
   echo "installing the environment into .venv (several GB the first time) …"
   if command -v uv >/dev/null; then
-    [ -x .venv/bin/python ] || uv venv --quiet --python "$python" .venv
+    .venv/bin/python -c "" 2>/dev/null || uv venv --quiet --clear --python "$python" .venv
   else
-    [ -x .venv/bin/python ] || "$python" -m venv .venv
+    .venv/bin/python -m pip --version >/dev/null 2>&1 || "$python" -m venv --clear .venv
     .venv/bin/python -m pip install --quiet uv
     uv=.venv/bin/uv
   fi
@@ -68,6 +73,7 @@ case "${1:-}" in
     ;;
   *)
     ensure_environment
-    exec .venv/bin/python notebooks/run.py "$@"
+    cd "$caller"
+    exec "$root/.venv/bin/python" "$root/notebooks/run.py" "$@"
     ;;
 esac

@@ -1,6 +1,11 @@
 """The 1st-place solution of the Deepfake Detection Challenge, one small module per step.
 
-Nothing is imported here, so that `import dfdc_lib.geometry` stays instant: import the module that you need.
+No module is imported here, so that `import dfdc_lib.geometry` stays instant: import the one that you need.
 """
+
+import os
+
+# Albumentations would ask the package index for news whenever it is imported.
+os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")
 
 __version__ = "0.1.0"

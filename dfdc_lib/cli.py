@@ -38,6 +38,8 @@ def run_train(args) -> int:
     from dfdc_lib.train import train
 
     config = DEMO_TRAINING if args.demo else TrainConfig()
+    if args.encoder and not args.demo:
+        config = replace(config, encoder=args.encoder, batch=ENCODERS[args.encoder].batch)
     given = {k: getattr(args, k) for k in ("encoder", "steps", "batch", "fold", "seed") if getattr(args, k) is not None}
     run = train(WorkFolder(args.work), replace(config, **given), args.run, progress=text_progress("step"))
     print(f"checkpoint: {run.checkpoint}")
@@ -65,7 +67,7 @@ def describe(verdict) -> str:
     """The score of a judged video, or why it could not be judged."""
     if verdict.p_fake is None:
         return verdict.reason
-    return f"p_fake {verdict.p_fake:.3f}, {len(verdict.faces)} faces in {verdict.n_frames} frames"
+    return f"p_fake {verdict.p_fake:.3f}, {(verdict.faces.checkpoint == 0).sum()} faces in {verdict.n_frames} frames"
 
 
 def run_doctor(args) -> int:
@@ -134,7 +136,7 @@ def main(argv: list[str] | None = None) -> int:
     args = build_parser().parse_args(argv)
     try:
         return args.execute(args)
-    except (FileNotFoundError, FileExistsError, ValueError) as error:
+    except (OSError, ValueError) as error:
         print(f"dfdc: {error}", file=sys.stderr)
         return 2
 

@@ -15,14 +15,15 @@ def read_folds(work: WorkFolder) -> pd.DataFrame:
     """Read folds.csv: one row a crop. Raises FileNotFoundError with what to run first."""
     if not work.folds.exists():
         raise FileNotFoundError(f"{work.folds} is missing: run `dfdc preprocess` first")
-    return pd.read_csv(work.folds)
+    names = dict.fromkeys(["video_id", "original_id", "file"], str)  # "0001" is a name, not a number
+    return pd.read_csv(work.folds, dtype=names, keep_default_na=False)
 
 
 def split_fold(rows: pd.DataFrame, fold: int) -> tuple[pd.DataFrame, pd.DataFrame]:
     """Return (training rows, validation rows). Raises ValueError where the fold does not exist or nothing is left."""
     held_out = rows.fold == fold
     if not held_out.any() or held_out.all():
-        raise ValueError(f"fold {fold} can't be held out: the folds are {sorted(rows.fold.unique())}")
+        raise ValueError(f"fold {fold} can't be held out: the folds are {sorted(rows.fold.unique().tolist())}")
     return rows[~held_out], rows[held_out]
 
 
@@ -55,7 +56,7 @@ def draw_pairs(pairs: pd.DataFrame, n_pairs: int, seed: int) -> pd.DataFrame:
 
 
 class CropReader:
-    """Read crops, keeping each in memory at the working size (its longer side at most `size`) if `keep`."""
+    """Read crops; with `keep`, hold each in memory, resized so that its longer side is `size`."""
 
     def __init__(self, work: WorkFolder, size: int, keep: bool = False):
         self.work, self.size, self.keep = work, size, keep

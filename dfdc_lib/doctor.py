@@ -48,7 +48,7 @@ def _check_package(name: str) -> Finding:
     try:
         return Finding(name, True, importlib.metadata.version(name))
     except importlib.metadata.PackageNotFoundError:
-        return Finding(name, False, "not installed", "install with ./run_all.sh or `pip install .`")
+        return Finding(name, False, "not installed", "./run_all.sh installs everything")
 
 
 def check_data(data: Path) -> Finding:

@@ -66,10 +66,12 @@ def _read_entry(path: Path, data: Path, part: int, name: str, entry) -> tuple:
     return video_id, str((path.parent / name).relative_to(data)), int(fake), original_id, part
 
 
-def assign_folds(parts: pd.Series, parts_per_fold: int = 1) -> np.ndarray:
-    """Return the fold of each row: consecutive parts go together, so an original never leaves its fakes.
+def assign_folds(table: pd.DataFrame, parts_per_fold: int = 1) -> np.ndarray:
+    """Return the fold of each row of a metadata table: that of its original's part, so families stay together.
 
     Upstream cuts the 50 parts into 16 folds of about three. Parts are ranked first: a partial download has no gaps.
     """
+    part_of = dict(zip(table.video_id, table.part, strict=True))
+    parts = table.original_id.map(part_of).fillna(table.part)  # an original that is not listed: the fake's own part
     ranks = parts.rank(method="dense").astype(int) - 1
     return (ranks // parts_per_fold).to_numpy()

@@ -24,7 +24,7 @@ class ModelCard:
 class DeepfakeClassifier(nn.Module):
     """Logit of "fake" for a batch of crops. encoder: a name from `config.ENCODERS`.
 
-    As in the slides: encoder features, global average pool, dropout, one linear output.
+    As upstream: encoder features, global average pool, dropout (0 unless given), one linear output.
     """
 
     def __init__(self, encoder: str, pretrained: bool = False, dropout: float = 0.0):
@@ -70,7 +70,7 @@ def load_checkpoint(path: Path) -> DeepfakeClassifier:
         raise FileNotFoundError(f"no such checkpoint: {path}")
     try:
         stored = torch.load(path, map_location="cpu", weights_only=True)
-    except (pickle.UnpicklingError, RuntimeError, EOFError) as error:
+    except (pickle.UnpicklingError, RuntimeError, EOFError, LookupError, TypeError, AttributeError) as error:
         raise ValueError(f"{path} is not a checkpoint that can be read safely: {error}") from error
     if not isinstance(stored, dict) or not {"card", "state_dict"} <= set(stored):
         raise ValueError(f"{path} is not a checkpoint of this project: it lacks 'card' or 'state_dict'")
@@ -78,7 +78,7 @@ def load_checkpoint(path: Path) -> DeepfakeClassifier:
         card = ModelCard(**stored["card"])
         model = DeepfakeClassifier(card.encoder)
         model.load_state_dict(stored["state_dict"], strict=True)
-    except (TypeError, RuntimeError) as error:
+    except (TypeError, RuntimeError, ValueError) as error:
         raise ValueError(f"{path} does not fit its model: {error}") from error
     model.card = card
     return model.eval()

@@ -16,11 +16,13 @@ import numpy as np
 def appear_whole(path: Path) -> Iterator[Path]:
     """Yield a temporary path beside `path`; what was written there takes the name `path` when the block succeeds.
 
-    Works for files and folders. A reader never sees a half-written artifact; a failed block leaves nothing behind.
+    Works for files and folders. A failed block leaves what stood there before, and nothing else behind.
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.part")
+    if temporary.is_dir():  # left by a process of the same number that was killed
+        shutil.rmtree(temporary)
     try:
         yield temporary
         if temporary.is_dir() and path.exists():
@@ -80,6 +82,8 @@ class WorkFolder:
         return self.root / "masks" / fake_id
 
     def run(self, name: str) -> Path:
+        if Path(name).name != name or not name.strip("."):
+            raise ValueError(f"a run's name is a plain word, got {name!r}")
         return self.root / "runs" / name
 
 

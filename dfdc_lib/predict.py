@@ -111,7 +111,9 @@ def find_videos(inputs: Iterable[Path | str]) -> list[Path]:
         if not given.exists():
             raise FileNotFoundError(f"no such file or folder: {given}")
         inside = (
-            sorted(p for p in given.rglob("*") if p.suffix.lower() in VIDEO_SUFFIXES) if given.is_dir() else [given]
+            sorted(p for p in given.rglob("*") if p.suffix.lower() in VIDEO_SUFFIXES and p.is_file())
+            if given.is_dir()
+            else [given]
         )
         if not inside:
             raise FileNotFoundError(f"no video ({', '.join(VIDEO_SUFFIXES)}) in {given}")
@@ -125,6 +127,8 @@ def write_verdicts(verdicts: list[Verdict], out: Path) -> None:
     Beside it go status.csv (all videos) and predictions.parquet (one row a face and checkpoint).
     """
     out = Path(out)
+    if out.name in ("status.csv", "predictions.parquet"):
+        raise ValueError(f"{out.name} is the name of another result: name the submission otherwise")
     scored = [v for v in verdicts if v.p_fake is not None]
     submission = pd.DataFrame({"filename": [v.video.name for v in scored], "label": [v.p_fake for v in scored]})
     status = pd.DataFrame(

@@ -40,8 +40,9 @@ def preprocess(
     What is complete and was made with the same settings is kept, so an interrupted run goes on where it stopped.
     originals: take only so many, evenly over the parts; 0 takes all. progress(done, total) is called after each.
     """
-    table = choose_originals(read_metadata(data), originals)
-    groups = [(Path(data), work, config, rows.to_dict("records")) for _, rows in table.groupby("original_id")]
+    table = read_metadata(data)
+    chosen = choose_originals(table, originals)
+    groups = [(Path(data), work, config, rows.to_dict("records")) for _, rows in chosen.groupby("original_id")]
     if workers <= 1:
         for done, group in enumerate(groups, 1):
             preprocess_original(*group)
@@ -97,28 +98,44 @@ def preprocess_original(data: Path, work: WorkFolder, config: PreprocessConfig, 
         for row in rows:
             _record(work, row["video_id"], "crop", {}, "missing_original", reason=f"{original_id} is not in {data}")
         return
-    detect = partial(detect_faces, data / original["file"], work, original_id, config)
-    _run_stage(work, original_id, "detect", config, detect)
-    for row in sorted(rows, key=lambda row: row["label"]):
-        video_id = row["video_id"]
-        crop = partial(crop_faces, data / row["file"], work, video_id, original_id, config)
-        _run_stage(work, video_id, "crop", config, crop)
-        if row["label"]:
-            _run_stage(work, video_id, "masks", config, partial(make_masks, work, video_id, original_id))
-
-
-def _run_stage(work: WorkFolder, video_id: str, stage: str, config: PreprocessConfig, run: Callable[[], int]) -> None:
     settings = json.loads(json.dumps(asdict(config)))
+    detect = partial(detect_faces, data / original["file"], work, original_id, config)
+    if not _run_stage(work, original_id, "detect", settings | _fingerprint(data, original), detect):
+        return
+    for row in sorted(rows, key=lambda row: row["label"]):
+        video_id, made_from = row["video_id"], settings | _fingerprint(data, original, row)
+        crop = partial(crop_faces, data / row["file"], work, video_id, original_id, config)
+        cropped = _run_stage(work, video_id, "crop", made_from, crop)
+        if cropped and row["label"]:
+            _run_stage(work, video_id, "masks", made_from, partial(make_masks, work, video_id, original_id))
+
+
+def _fingerprint(data: Path, *rows: dict) -> dict:
+    """Which files a stage read: size and time of change of each video that is there."""
+    present = [data / row["file"] for row in rows if (data / row["file"]).exists()]
+    return {"inputs": [[path.stat().st_size, path.stat().st_mtime_ns] for path in present]}
+
+
+def _run_stage(work: WorkFolder, video_id: str, stage: str, settings: dict, run: Callable[[], int]) -> bool:
+    """Run a stage unless it is complete and was made with the same settings and inputs; say whether it is ok.
+
+    A failure becomes a status with its reason: one video never stops the others.
+    """
     known = read_manifest(work, video_id).get(stage)
     if known and known["settings"] == settings and known["status"] in ("ok", "no_face"):
-        return
+        return known["status"] == "ok"
+    status, count, reason = "ok", 0, ""
     try:
         count = run()
-        _record(work, video_id, stage, settings, "ok" if count else "no_face", count)
+        status = "ok" if count else "no_face"
     except VideoError as error:
-        _record(work, video_id, stage, settings, error.status, reason=str(error))
+        status, reason = error.status, str(error)
     except FileNotFoundError as error:
-        _record(work, video_id, stage, settings, "missing_file", reason=str(error))
+        status, reason = "missing_file", str(error)
+    except (ValueError, RuntimeError, OSError, cv2.error) as error:
+        status, reason = "error", f"{type(error).__name__}: {error}"
+    _record(work, video_id, stage, settings, status, count, reason)
+    return status == "ok"
 
 
 def read_manifest(work: WorkFolder, video_id: str) -> dict:
@@ -166,6 +183,8 @@ def crop_faces(path: Path, work: WorkFolder, video_id: str, original_id: str, co
                 crop = crop_box(frame, add_margin(box, config.margin, width, height))
                 write_png(folder / face_file(frame_idx, face_idx), crop)
                 count += 1
+    if wanted and not count:
+        raise VideoError("decode_error", path, "none of the wanted frames could be decoded")
     return count
 
 
@@ -194,9 +213,11 @@ def collect_status(work: WorkFolder, table: pd.DataFrame) -> pd.DataFrame:
 
 def write_folds(work: WorkFolder, table: pd.DataFrame) -> None:
     """Write folds.csv: one row a crop, in a fixed order, with the fold of its part."""
-    table = table.assign(fold=assign_folds(table.part))
+    table = table.assign(fold=assign_folds(table))
     rows = []
     for video in table.to_dict("records"):
+        if read_manifest(work, video["video_id"]).get("crop", {}).get("status") != "ok":
+            continue  # what lies there, if anything, is of an earlier run
         for crop in work.crops(video["video_id"]).glob("*.png"):
             frame_idx, face_idx = parse_face_file(crop.name)
             rows.append(video | {"frame_idx": frame_idx, "face_idx": face_idx})

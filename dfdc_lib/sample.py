@@ -33,7 +33,7 @@ LANDMARKS = {
     "collins": [[204.7, 101.7], [246.9, 103.6], [225.9, 128.8], [202.4, 139.9], [245.0, 141.3]],
     "hopper": [[221.4, 192.7], [309.4, 187.9], [268.6, 238.6], [231.5, 278.5], [305.9, 274.1]],
 }
-# (width, height) and the share of originals: each branch of the slides' resize rule appears.
+# (width, height) of the frames: each branch of the slides' resize rule appears.
 SIZES = [(480, 270), (270, 480), (400, 300), (480, 360), (256, 256), (640, 360), (360, 480), (540, 300)]
 LARGE_SIZES = [(1280, 720), (1920, 1080)]
 METHOD_PAIRS = [("swap", "rewarp"), ("mouth", "rewarp")]
@@ -233,7 +233,7 @@ def other_person(identity: str) -> str:
 def plan(n_parts: int, originals_per_part: int, n_frames: int, seed: int) -> list[tuple[int, Shot, list[Fake]]]:
     """Lay out the data set: for each original its part, its shot and its fakes.
 
-    Within each part both people are filmed equally often, and swapped in equally often.
+    Within each part both people are filmed equally often, and with a multiple of 4 originals swapped in equally often.
     """
     rng = np.random.default_rng(seed)
 
@@ -295,9 +295,9 @@ def make_sample(
         {"n_parts": n_parts, "originals_per_part": originals_per_part, "n_frames": n_frames, "seed": seed},
     )
     settings = {"version": VERSION} | shape
-    if (out / "sample.json").exists() and json.loads((out / "sample.json").read_text())["settings"] == settings:
+    if (out / "sample.json").is_file() and json.loads((out / "sample.json").read_text()).get("settings") == settings:
         return out
-    if out.exists() and not (out / "sample.json").exists() and (not out.is_dir() or any(out.iterdir())):
+    if out.exists() and not _holds_only_a_sample(out):
         raise FileExistsError(f"{out} holds something else: name a new folder for the sample")
     groups = plan(**shape)
     names = iter(name_videos(sum(1 + len(fakes) for _, _, fakes in groups), seed))
@@ -315,6 +315,15 @@ def make_sample(
                 progress(done, len(tasks))
         write_json(folder / "sample.json", {"settings": settings, "videos": _recipes(named)})
     return out
+
+
+def _holds_only_a_sample(folder: Path) -> bool:
+    """True for an empty folder, and for one whose every entry is a sample's own: only these may be replaced."""
+    if folder.is_symlink() or not folder.is_dir():
+        return False
+    names = [path.name for path in folder.iterdir()]
+    own = all(name == "sample.json" or name.startswith("dfdc_train_part_") for name in names)
+    return not names or (own and "sample.json" in names)
 
 
 def _metadata(members: list[tuple[Shot, list[Fake], list[str]]]) -> dict:

@@ -90,15 +90,15 @@ def train(
     progress(step, steps, loss) is called after each step. Writes runs/<name>/{config.json, metrics.csv, last.pt,
     held_out.csv}.
     """
+    folder = work.run(name)
     torch.manual_seed(config.seed)
     rows, held_out = split_fold(read_folds(work), config.fold)
     model = DeepfakeClassifier(config.encoder, pretrained).to(memory_format=torch.channels_last)
     model.card = replace(model.card, **work.read_source())
     reader = CropReader(work, model.card.size, keep=config.paired)
     losses, rates = fit(model, draw_batches(rows, reader, config), config, progress)
-    run = Run(
-        work.run(name), model.eval(), losses, _by_epoch(losses, rates, config), score_crops(model, held_out, reader)
-    )
+    save_checkpoint(folder / "last.pt", model)  # before anything else can go wrong
+    run = Run(folder, model.eval(), losses, _by_epoch(losses, rates, config), score_crops(model, held_out, reader))
     _write(run, config)
     return run
 
@@ -149,4 +149,3 @@ def _write(run: Run, config: TrainConfig) -> None:
     for table, name in ((run.metrics, "metrics.csv"), (run.held_out, "held_out.csv")):
         with appear_whole(run.folder / name) as temporary:
             table.to_csv(temporary, index=False)
-    save_checkpoint(run.checkpoint, run.model)

@@ -43,15 +43,14 @@ def open_video(path: Path) -> cv2.VideoCapture:
 
 
 def probe(path: Path) -> VideoInfo:
-    """Read a video's size, frame count and rate from its header."""
+    """Read a video's size, frame count and rate from its header; where that has no count, count the frames."""
     capture = open_video(path)
     try:
-        return VideoInfo(
-            int(capture.get(cv2.CAP_PROP_FRAME_WIDTH)),
-            int(capture.get(cv2.CAP_PROP_FRAME_HEIGHT)),
-            int(capture.get(cv2.CAP_PROP_FRAME_COUNT)),
-            capture.get(cv2.CAP_PROP_FPS),
-        )
+        width, height = (int(capture.get(p)) for p in (cv2.CAP_PROP_FRAME_WIDTH, cv2.CAP_PROP_FRAME_HEIGHT))
+        n_frames, fps = int(capture.get(cv2.CAP_PROP_FRAME_COUNT)), capture.get(cv2.CAP_PROP_FPS)
+        if n_frames < 1:  # a file that was written live does not say
+            n_frames = sum(1 for _ in iter(capture.grab, False))
+        return VideoInfo(width, height, n_frames, fps)
     finally:
         capture.release()
 
@@ -83,6 +82,8 @@ def read_spread_frames(path: Path, n_frames: int) -> tuple[list[int], list[np.nd
 
     Raises VideoError with status `decode_error` where not one frame can be decoded.
     """
+    if n_frames < 1:
+        raise ValueError(f"at least one frame must be looked at, got {n_frames}")
     pairs = list(iterate_frames(path, spread_indices(max(probe(path).n_frames, 1), n_frames)))
     if not pairs:
         raise VideoError("decode_error", path, "no frame could be decoded")
@@ -93,8 +94,8 @@ def read_spread_frames(path: Path, n_frames: int) -> tuple[list[int], list[np.nd
 def write_video(path: Path, frames: Iterable[np.ndarray], fps: int = 30, crf: int = 23) -> None:
     """Write frames as H.264 in yuv420p, at constant quality `crf` (lower is better; 23 is x264's default).
 
-    Width and height must be even. The same frames give the same bytes: one encoder thread, and no scene cuts, whose
-    search reads memory that x264 has not set (seen with x264 of PyAV 18.1: the first file of a process differed).
+    Width and height must be even. The same frames give the same bytes: one encoder thread, and no macroblock
+    tree, which made the first file of a process differ from the others (seen with the x264 of PyAV 18.1).
     """
     with av.open(str(path), "w", format="mp4") as container:
         stream = container.add_stream("libx264", rate=Fraction(fps))

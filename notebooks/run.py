@@ -17,9 +17,10 @@ from pathlib import Path
 
 import papermill
 import yaml
+from nbclient.exceptions import DeadKernelError
 from papermill.exceptions import PapermillExecutionError
 
-from dfdc_lib.metadata import read_metadata
+from dfdc_lib.metadata import find_parts, read_metadata
 from dfdc_lib.progress import text_progress
 from dfdc_lib.sample import make_sample
 
@@ -30,6 +31,10 @@ NEXT_STEPS = "see ./run_all.sh --help"
 
 class UsageError(Exception):
     """Something the caller can mend; the message says how."""
+
+
+class SiteError(Exception):
+    """The notebooks ran, but Sphinx failed."""
 
 
 @dataclass
@@ -73,8 +78,10 @@ def read_profile(name: str) -> dict[str, dict]:
     return yaml.safe_load((HERE / "profiles" / f"{name}.yaml").read_text())
 
 
-def prepare_data(data: Path | None) -> Path:
+def prepare_data(data: Path | None, profile: str) -> Path:
     """Return the data folder, checked; without one, make the sample or keep the one that stands."""
+    if data is None and profile == "full":
+        raise UsageError("--profile full needs --data DIR, the folder that holds dfdc_train_part_0, …")
     if data is None:
         return make_sample(ROOT / "data" / "sample", progress=text_progress("sample: original videos filmed"))
     try:
@@ -98,23 +105,34 @@ def collect_parameters(notebook: Path, profile: dict[str, dict], folders: dict[s
 def check_given(notebooks: list[Path], given: list) -> None:
     """A misspelt parameter is an error: papermill alone would only mention it."""
     known = sorted({name for notebook in notebooks for name in papermill.inspect_notebook(notebook)})
-    for name, _ in given:
+    for name, text in given:
+        try:
+            yaml.safe_load(text)
+        except yaml.YAMLError as error:
+            raise UsageError(f"-p: {name} has a value that can't be read: {text}") from error
         if name not in known:
             raise UsageError(f"-p: no parameter {name!r} in these notebooks; choose among {', '.join(known)}")
 
 
-def fingerprint(notebook: Path, values: dict) -> str:
-    """What an executed copy depends on: the notebook, its parameters, the library and the tables it shows."""
+def fingerprint(notebook: Path, values: dict, data: Path) -> str:
+    """What an executed copy depends on: notebook, parameters, data, versions, library and the tables it shows."""
     digest = hashlib.sha256(json.dumps(values, sort_keys=True, default=str).encode())
-    for path in (notebook, *sorted((ROOT / "dfdc_lib").glob("*.py")), *sorted((ROOT / "experiments").glob("*.csv"))):
+    versions = [path for path in [ROOT / "requirements.lock"] if path.exists()]
+    for path in (
+        notebook,
+        *versions,
+        *find_parts(data),
+        *sorted((ROOT / "dfdc_lib").glob("*.py")),
+        *sorted((ROOT / "experiments").glob("*.csv")),
+    ):
         digest.update(path.read_bytes())
     return digest.hexdigest()
 
 
-def run_notebook(notebook: Path, values: dict, out: Path, fresh: bool) -> Outcome:
+def run_notebook(notebook: Path, values: dict, out: Path, data: Path, fresh: bool) -> Outcome:
     """Execute one notebook into `out`, unless the copy there was made from the same source and parameters."""
     executed, mark = out / notebook.name, out / f".{notebook.stem}.made-from"
-    made_from = fingerprint(notebook, values)
+    made_from = fingerprint(notebook, values, data)
     if not fresh and executed.exists() and mark.exists() and mark.read_text() == made_from:
         return Outcome(notebook.stem, 0, kept=True)
     out.mkdir(parents=True, exist_ok=True)
@@ -124,6 +142,9 @@ def run_notebook(notebook: Path, values: dict, out: Path, fresh: bool) -> Outcom
         papermill.execute_notebook(
             notebook, executed, values, cwd=HERE, kernel_name="python3", progress_bar=False, stdout_file=sys.stdout
         )
+    except DeadKernelError as error:  # killed, most often for memory
+        lost = f"{notebook.name}: the kernel died: {error}\nhalf-executed copy: {executed}"
+        return Outcome(notebook.stem, time.monotonic() - started, error=lost)
     except PapermillExecutionError as error:
         cell = f"cell {error.exec_count} of {notebook.name}: {error.ename}: {error.evalue}"
         return Outcome(notebook.stem, time.monotonic() - started, error=f"{cell}\nhalf-executed copy: {executed}")
@@ -154,7 +175,7 @@ def build_site(report: Path) -> Path:
         str(report / "site"),
     ]
     if subprocess.run(command).returncode:
-        raise UsageError(f"the site could not be built: {' '.join(command)}")
+        raise SiteError(f"the site could not be built: {' '.join(command)}")
     return report / "site" / "index.html"
 
 
@@ -177,21 +198,25 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         notebooks, profile = choose_notebooks(args.only), read_profile(args.profile)
         check_given(notebooks, args.parameters)
-        data = prepare_data(args.data)
+        data = prepare_data(args.data, args.profile)
         folders = {"DATA": str(data), "WORK": str(args.work.resolve()) if args.work else ""}
         plans = [(n, collect_parameters(n, profile, folders, args.parameters)) for n in notebooks]
         report = ROOT / "reports" / args.profile
         outcomes = []
         for number, (notebook, values) in enumerate(plans, 1):
             print(f"[{number}/{len(plans)}] {notebook.stem}", flush=True)
-            outcomes.append(run_notebook(notebook, values, report / "notebooks", args.fresh))
+            outcomes.append(run_notebook(notebook, values, report / "notebooks", data, args.fresh))
             if outcomes[-1].error:
                 break
         failed = any(outcome.error for outcome in outcomes)
         site = build_site(report) if not (failed or args.no_site) else None
-    except UsageError as error:
+    except (UsageError, FileExistsError) as error:
         print(f"run_all.sh: {error}", file=sys.stderr)
         return 2
+    except SiteError as error:
+        summarise(outcomes, None)
+        print(f"run_all.sh: {error}", file=sys.stderr)
+        return 1
     summarise(outcomes, site)
     return 1 if failed else 0
 

@@ -6,6 +6,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from hypothesis import settings
 
 from dfdc_lib.config import PreprocessConfig
 from dfdc_lib.paths import WorkFolder
@@ -13,6 +14,8 @@ from dfdc_lib.preprocess import preprocess
 from dfdc_lib.sample import make_sample
 
 ROOT = Path(__file__).resolve().parent.parent
+settings.register_profile("busy", deadline=None)  # two busy cores are slow now and then
+settings.load_profile("busy")
 
 
 def load_runner():

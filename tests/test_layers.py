@@ -54,7 +54,7 @@ def test_pure_modules_do_not_touch_the_disk(module):
 
 def test_importing_the_library_loads_no_model_and_sets_no_seed():
     code = (
-        "import importlib, threading, random, sys; state = random.getstate();"
+        "import importlib, random, sys; state = random.getstate();"
         f"[importlib.import_module('dfdc_lib.' + m) for m in {MODULES}];"
         "assert random.getstate() == state; assert not {'facenet_pytorch', 'timm'} & set(sys.modules)"
     )

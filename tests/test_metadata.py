@@ -60,6 +60,11 @@ def test_a_wrong_folder_says_what_is_looked_for(tmp_path):
 
 
 def test_folds_follow_parts_without_gaps():
-    parts = pd.Series([0, 0, 7, 7, 30, 49])
-    assert assign_folds(parts).tolist() == [0, 0, 1, 1, 2, 3]
-    assert assign_folds(parts, parts_per_fold=2).tolist() == [0, 0, 0, 0, 1, 1]
+    table = pd.DataFrame({"video_id": list("abcdef"), "part": [0, 0, 7, 7, 30, 49]}).assign(original_id=list("abcdef"))
+    assert assign_folds(table).tolist() == [0, 0, 1, 1, 2, 3]
+    assert assign_folds(table, parts_per_fold=2).tolist() == [0, 0, 0, 0, 1, 1]
+
+
+def test_a_fake_listed_in_another_part_stays_with_its_original():
+    table = pd.DataFrame({"video_id": ["a", "b", "x"], "part": [0, 1, 1], "original_id": ["a", "b", "a"]})
+    assert assign_folds(table).tolist() == [0, 1, 0]

@@ -93,9 +93,9 @@ def test_missing_and_broken_videos_are_statuses(small_sample, tmp_path):
     status = preprocess(data, work, EVERY_6).groupby("video_id").status.agg(set)
     family = videos[videos.original_id == originals.video_id.iloc[0]].video_id
     assert all(status[v] == {"missing_original"} for v in family)
-    assert "unreadable" in status[fake.video_id]
     assert status[originals.video_id.iloc[1]] == {"ok"}
-    assert "text" not in read_manifest(work, fake.video_id)["crop"]["reason"]
+    assert status[fake.video_id] == {"unreadable"}
+    assert fake.file in read_manifest(work, fake.video_id)["crop"]["reason"]
     assert fake.video_id not in set(pd.read_csv(work.folds).video_id)
 
 
