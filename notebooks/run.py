@@ -21,6 +21,7 @@ from nbclient.exceptions import DeadKernelError
 from papermill.exceptions import PapermillExecutionError
 
 from dfdc_lib.metadata import find_parts, read_metadata
+from dfdc_lib.paths import WorkFolder
 from dfdc_lib.progress import text_progress
 from dfdc_lib.sample import make_sample
 
@@ -129,11 +130,15 @@ def fingerprint(notebook: Path, values: dict, data: Path) -> str:
     return digest.hexdigest()
 
 
-def run_notebook(notebook: Path, values: dict, out: Path, data: Path, fresh: bool) -> Outcome:
-    """Execute one notebook into `out`, unless the copy there was made from the same source and parameters."""
+def run_notebook(notebook: Path, values: dict, out: Path, folders: tuple[Path, Path], fresh: bool) -> Outcome:
+    """Execute one notebook into `out`, unless the copy there was made from the same things and its artifacts stand.
+
+    folders: where the data and the artifacts lie.
+    """
+    data, work = folders
     executed, mark = out / notebook.name, out / f".{notebook.stem}.made-from"
     made_from = fingerprint(notebook, values, data)
-    if not fresh and executed.exists() and mark.exists() and mark.read_text() == made_from:
+    if not fresh and work.exists() and executed.exists() and mark.exists() and mark.read_text() == made_from:
         return Outcome(notebook.stem, 0, kept=True)
     out.mkdir(parents=True, exist_ok=True)
     mark.unlink(missing_ok=True)
@@ -199,13 +204,14 @@ def main(argv: Sequence[str] | None = None) -> int:
         notebooks, profile = choose_notebooks(args.only), read_profile(args.profile)
         check_given(notebooks, args.parameters)
         data = prepare_data(args.data, args.profile)
-        folders = {"DATA": str(data), "WORK": str(args.work.resolve()) if args.work else ""}
+        work = args.work.resolve() if args.work else WorkFolder.beside(data).root
+        folders = {"DATA": str(data), "WORK": str(work)}
         plans = [(n, collect_parameters(n, profile, folders, args.parameters)) for n in notebooks]
         report = ROOT / "reports" / args.profile
         outcomes = []
         for number, (notebook, values) in enumerate(plans, 1):
             print(f"[{number}/{len(plans)}] {notebook.stem}", flush=True)
-            outcomes.append(run_notebook(notebook, values, report / "notebooks", data, args.fresh))
+            outcomes.append(run_notebook(notebook, values, report / "notebooks", (data, work), args.fresh))
             if outcomes[-1].error:
                 break
         failed = any(outcome.error for outcome in outcomes)

@@ -18,6 +18,7 @@ def run(tmp_path, monkeypatch):
     write_notebook(here / "01_second.ipynb", "1 / LIMIT")
     (tmp_path / "dfdc_lib").mkdir()
     (tmp_path / "data" / "part_0").mkdir(parents=True)
+    (tmp_path / "work" / "data").mkdir(parents=True)  # where the notebooks' artifacts would lie
     (tmp_path / "data" / "part_0" / "metadata.json").write_text('{"a.mp4": {"label": "REAL"}}')
     monkeypatch.setattr(module, "HERE", here)
     monkeypatch.setattr(module, "ROOT", tmp_path)
@@ -43,6 +44,7 @@ def call(run, tmp_path):
         (["--profile", "demi"], "choose among demo"),
         (["--only", "07"], "no notebook 07; choose among 00, 01"),
         (["-p", "LIMTI", "3"], "no parameter 'LIMTI' in these notebooks; choose among LIMIT"),
+        (["-p", "LIMIT", "["], "LIMIT has a value that can't be read"),
         (["--data", "/nowhere"], "no such folder: /nowhere"),
     ],
 )
@@ -77,9 +79,14 @@ def test_what_stands_is_kept_until_something_changes(call, tmp_path, capsys):
     assert "kept" in second_line()
     call("--only", "00", "--fresh")
     assert "kept" not in second_line()
-    (tmp_path / "dfdc_lib" / "new.py").write_text("x = 1")
-    call("--only", "00")
-    assert "kept" not in second_line()
+    for change in (
+        lambda: (tmp_path / "dfdc_lib" / "new.py").write_text("x = 1"),
+        lambda: (tmp_path / "data" / "part_0" / "metadata.json").write_text('{"b.mp4": {"label": "REAL"}}'),
+        lambda: (tmp_path / "work" / "data").rmdir(),
+    ):
+        change()
+        call("--only", "00")
+        assert "kept" not in second_line()
 
 
 def test_a_failure_is_named_and_the_next_run_goes_on_from_there(call, tmp_path, capsys):
