@@ -119,7 +119,6 @@ def plot_timelines(timelines: dict[str, tuple[int, pd.DataFrame]], threshold: fl
     for axis, (title, (label, faces)) in zip(axes.flat, timelines.items(), strict=False):
         axis.plot(faces.frame_idx, faces.p_fake, "o", color=label_colour(label), markersize=4)
         axis.axhline(threshold, color="black", linewidth=0.8, linestyle="--")
-        axis.text(0, threshold + 0.03, f"sure: above {threshold}", fontsize=8)
         axis.set_title(title, fontsize=10, color=label_colour(label))
         axis.set_ylim(-0.03, 1.03)
     figure.supxlabel("frame number", fontsize=10)
