@@ -23,9 +23,8 @@ def split_fold(rows: pd.DataFrame, fold: int) -> tuple[pd.DataFrame, pd.DataFram
     """Return (training rows, validation rows). Raises ValueError where the fold does not exist or nothing is left."""
     held_out = rows.fold == fold
     if not held_out.any() or held_out.all():
-        raise ValueError(
-            f"fold {fold} can't be held out of the folds {sorted(rows.fold.unique().tolist())}: name one, of two parts or more"
-        )
+        known = sorted(rows.fold.unique().tolist())
+        raise ValueError(f"fold {fold} can't be held out of the folds {known}: name one, of two parts or more")
     return rows[~held_out], rows[held_out]
 
 
