@@ -95,12 +95,13 @@ def preprocess_original(data: Path, work: WorkFolder, config: PreprocessConfig, 
     original_id = rows[0]["original_id"]
     original = next((row for row in rows if row["video_id"] == original_id), None)
     if original is None or not (data / original["file"]).exists():
-        for row in rows:
-            _record(work, row["video_id"], "crop", {}, "missing_original", reason=f"{original_id} is not in {data}")
+        _record_family(work, rows, "missing_original", f"{original_id} is not in {data}")
         return
     settings = json.loads(json.dumps(asdict(config)))
     detect = partial(detect_faces, data / original["file"], work, original_id, config)
     if not _run_stage(work, original_id, "detect", settings | _fingerprint(data, original), detect):
+        status = read_manifest(work, original_id)["detect"]["status"]
+        _record_family(work, rows, status, f"face detection in the original, {original_id}, ended with {status}")
         return
     for row in sorted(rows, key=lambda row: row["label"]):
         video_id, made_from = row["video_id"], settings | _fingerprint(data, original, row)
@@ -108,6 +109,12 @@ def preprocess_original(data: Path, work: WorkFolder, config: PreprocessConfig, 
         cropped = _run_stage(work, video_id, "crop", made_from, crop)
         if cropped and row["label"]:
             _run_stage(work, video_id, "masks", made_from, partial(make_masks, work, video_id, original_id))
+
+
+def _record_family(work: WorkFolder, rows: list[dict], status: str, reason: str) -> None:
+    """Without boxes of the original nobody can be cropped: say so for each video, with no settings to be kept by."""
+    for row in rows:
+        _record(work, row["video_id"], "crop", {}, status, reason=reason)
 
 
 def _fingerprint(data: Path, *rows: dict) -> dict:

@@ -27,8 +27,6 @@ html_theme_options = {
 html_copy_source = False
 html_context = {"default_mode": "auto"}  # light or dark as the reader's system is
 exclude_patterns = ["README.md"]
-# The notebooks' link to one another and to files of the repository, which the site does not carry.
-suppress_warnings = ["mystnb.unknown_mime_type"]
 
 
 def visit_inline(self, node: nodes.math) -> None:

@@ -118,10 +118,9 @@ def check_given(notebooks: list[Path], given: list) -> None:
 def fingerprint(notebook: Path, values: dict, data: Path) -> str:
     """What an executed copy depends on: notebook, parameters, data, versions, library and the tables it shows."""
     digest = hashlib.sha256(json.dumps(values, sort_keys=True, default=str).encode())
-    versions = [path for path in [ROOT / "requirements.lock"] if path.exists()]
     for path in (
         notebook,
-        *versions,
+        *ROOT.glob("requirements.lock"),
         *find_parts(data),
         *sorted((ROOT / "dfdc_lib").glob("*.py")),
         *sorted((ROOT / "experiments").glob("*.csv")),

@@ -99,6 +99,17 @@ def test_missing_and_broken_videos_are_statuses(small_sample, tmp_path):
     assert fake.video_id not in set(pd.read_csv(work.folds).video_id)
 
 
+def test_an_original_that_can_not_be_read_shows_in_each_of_its_fakes(small_sample, tmp_path):
+    data = tmp_path / "broken"
+    shutil.copytree(small_sample, data)
+    videos = read_metadata(data)
+    original = videos[videos.label == 0].iloc[0]
+    (data / original.file).write_text("not a video")
+    status = preprocess(data, WorkFolder(tmp_path / "work"), EVERY_6).groupby("video_id").status.agg(set)
+    assert all(status[v] == {"unreadable"} for v in videos[videos.original_id == original.video_id].video_id)
+    assert set(status.index) == set(videos.video_id)
+
+
 def test_originals_are_chosen_evenly_over_parts(small_sample):
     table = read_metadata(small_sample)
     chosen = choose_originals(table, 2)
