@@ -8,15 +8,15 @@ from dataclasses import replace
 from pathlib import Path
 
 from dfdc_lib.aggregate import STRATEGIES
-from dfdc_lib.config import DEMO_TRAINING, ENCODERS, PreprocessConfig, TrainConfig
+from dfdc_lib.config import DEMO_TRAINING, ENCODERS, MARGINS, STAGES, THRESHOLDS, PreprocessConfig, TrainConfig
 from dfdc_lib.paths import WorkFolder
-from dfdc_lib.progress import text_progress
+from dfdc_lib.progress import progress_bar
 
 
 def run_sample(args) -> int:
     from dfdc_lib.sample import make_sample
 
-    make_sample(args.out, seed=args.seed, workers=args.workers, progress=text_progress("original videos filmed"))
+    make_sample(args.out, seed=args.seed, workers=args.workers, progress=progress_bar("original videos filmed"))
     print(f"sample ready in {args.out}")
     return 0
 
@@ -24,14 +24,34 @@ def run_sample(args) -> int:
 def run_preprocess(args) -> int:
     from dfdc_lib.preprocess import preprocess
 
-    config = PreprocessConfig(every=args.every, margin=args.margin)
+    config = PreprocessConfig(args.every, THRESHOLDS[args.thresholds], args.margin, args.folds)
     work = WorkFolder(args.work) if args.work else WorkFolder.beside(args.data)
-    status = preprocess(args.data, work, config, args.workers, progress=text_progress("originals"))
-    print(status.groupby(["stage", "status"]).size().rename("videos").to_string())
-    bad = status[~status.status.isin(["ok"])]
+    done = preprocess(
+        args.data, work, config, args.workers, args.originals, args.stages, progress=progress_bar("originals")
+    )
+    for (stage, action), count in done.actions.items():
+        why = {"made again": ": their settings or files changed", "not ready": ": an earlier stage must run first"}
+        print(f"{stage}: {count} {action}{why.get(action, '')}")
+    if done.folds:
+        print(f"folds: {done.folds}")
+    bad = done.status[done.status.status != "ok"]
     if len(bad):
-        print(f"{len(bad)} not ok, listed in {work.status}", file=sys.stderr)
-    return 1 if len(bad) else 0
+        print(f"not ok: {len(bad)}, each with its reason in {work.status}", file=sys.stderr)
+        print(
+            bad.groupby(["stage", "status"]).size().rename("videos").reset_index().to_string(index=False),
+            file=sys.stderr,
+        )
+    return 1 if len(bad) or "not ready" in done.actions.index.get_level_values("action") else 0
+
+
+def parse_margin(text: str) -> float | str:
+    """A preset's name or a number."""
+    return MARGINS[text] if text in MARGINS else float(text)
+
+
+def parse_stages(text: str) -> tuple[str, ...]:
+    """Names joined by commas."""
+    return tuple(name.strip() for name in text.split(",") if name.strip())
 
 
 def run_train(args) -> int:
@@ -41,7 +61,7 @@ def run_train(args) -> int:
     if args.encoder and not args.demo:
         config = replace(config, encoder=args.encoder, batch=ENCODERS[args.encoder].batch)
     given = {k: getattr(args, k) for k in ("encoder", "steps", "batch", "fold", "seed") if getattr(args, k) is not None}
-    run = train(WorkFolder(args.work), replace(config, **given), args.run, progress=text_progress("step"))
+    run = train(WorkFolder(args.work), replace(config, **given), args.run, progress=progress_bar("step"))
     print(f"checkpoint: {run.checkpoint}")
     return 0
 
@@ -104,10 +124,15 @@ def build_parser() -> argparse.ArgumentParser:
     pre = add("preprocess", run_preprocess, "videos to boxes, crops, masks and folds")
     pre.add_argument("data", type=Path, help="the folder that holds dfdc_train_part_0, …")
     pre.add_argument("--work", type=Path, help="where artifacts go (default: work/<name> beside the data)")
+    pre.add_argument("--stages", type=parse_stages, default=",".join(STAGES), help="which stages to run, with commas")
     pre.add_argument("--every", type=int, default=PreprocessConfig.every, help="use every n-th frame")
+    pre.add_argument("--thresholds", choices=THRESHOLDS, default="train", help="how sure the face detector must be")
     pre.add_argument(
-        "--margin", type=float, default=PreprocessConfig.margin, help="share of the face box kept around it"
-    )
+        "--margin", type=parse_margin, default="slides",
+        help=f"share of the face box kept around it on each side: a number, or {', '.join(MARGINS)}",
+    )  # fmt: skip
+    pre.add_argument("--folds", type=int, default=PreprocessConfig.folds, help="at most so many folds")
+    pre.add_argument("--originals", type=int, default=0, help="take only so many originals, evenly over the parts")
     pre.add_argument("--workers", type=int, default=cores)
 
     tr = add("train", run_train, "train one classifier on all folds but one")

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 # MTCNN's thresholds for its three stages. Source: upstream; strict for training crops, lenient when every face counts.
 TRAIN_THRESHOLDS = (0.85, 0.95, 0.95)
 INFERENCE_THRESHOLDS = (0.7, 0.8, 0.8)
+THRESHOLDS = {"train": TRAIN_THRESHOLDS, "inference": INFERENCE_THRESHOLDS}
 
 
 @dataclass(frozen=True)
@@ -28,19 +29,36 @@ ENCODERS = {
 }
 
 
+# How much around the face, as the slides, upstream's README and upstream's code have it. The released weights go with
+# the last, "upstream": see geometry.add_margin.
+MARGINS = {"slides": 0.2, "readme": 0.3, "upstream": "upstream"}
+STAGES = ("detect", "crop", "masks", "folds")  # of preprocessing, in their order
+
+
 @dataclass(frozen=True)
 class PreprocessConfig:
     """From videos to crops, masks and folds."""
 
     every: int = 10  # detect and crop on every n-th frame
     thresholds: tuple[float, float, float] = TRAIN_THRESHOLDS
-    margin: float = 0.2  # share of the face box kept around it, each side (slides: about 20 %)
+    margin: float | str = 0.2  # share of the box kept around it, each side (slides: about 20 %), or "upstream"
+    folds: int = 16  # at most so many; upstream cuts its 50 parts into 16
 
     def __post_init__(self):
         if self.every < 1:
             raise ValueError(f"every must be at least 1, got {self.every}")
-        if self.margin < 0:
-            raise ValueError(f"margin must not be negative, got {self.margin}")
+        if self.margin != "upstream" and (isinstance(self.margin, str) or not 0 <= self.margin < float("inf")):
+            raise ValueError(f'margin must be a number, 0 or more, or "upstream", got {self.margin!r}')
+        if len(self.thresholds) != 3 or not all(0 <= value <= 1 for value in self.thresholds):
+            raise ValueError(f"thresholds are three numbers from 0 to 1, got {self.thresholds}")
+        if self.folds < 2:
+            raise ValueError(f"folds must be at least 2, got {self.folds}")
+
+    def of_stage(self, stage: str) -> dict:
+        """The settings that a stage's artifacts depend on: its own and those of the stages before it."""
+        detect = {"every": self.every, "thresholds": list(self.thresholds)}
+        crop = detect | {"margin": self.margin}
+        return {"detect": detect, "crop": crop, "masks": crop, "folds": crop | {"folds": self.folds}}[stage]
 
 
 @dataclass(frozen=True)

@@ -1,9 +1,12 @@
 """Find faces: MTCNN at the size that the slides' rule asks for, and who is who from frame to frame."""
 
+from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import NamedTuple
 
 import cv2
 import numpy as np
+from scipy.optimize import linear_sum_assignment
 
 from dfdc_lib.config import TRAIN_THRESHOLDS
 from dfdc_lib.geometry import detector_scale
@@ -21,6 +24,10 @@ class Faces(NamedTuple):
         return Faces(self.boxes * factor, self.scores, self.landmarks * factor)
 
 
+SMALLEST_FACE = 20  # pixels of the frame that the detector is given; MTCNN's own default
+NO_FACES = Faces(np.zeros((0, 4), np.float32), np.zeros(0, np.float32), np.zeros((0, 5, 2), np.float32))
+
+
 class FaceDetector:
     """MTCNN (Zhang et al. 2016) by facenet-pytorch, whose wheel carries the weights: no download.
 
@@ -35,16 +42,18 @@ class FaceDetector:
             raise ValueError(f"backend must be auto or torch, got {backend!r}")
         if device == "auto":
             device = "cuda" if torch.cuda.is_available() else "cpu"
-        self._mtcnn = MTCNN(keep_all=True, thresholds=list(thresholds), device=device)
+        self._mtcnn = MTCNN(keep_all=True, min_face_size=SMALLEST_FACE, thresholds=list(thresholds), device=device)
 
     def detect(self, frames) -> list[Faces]:
         """Find the faces in each frame, at the frame's own size. frames: (N, H, W, 3) uint8 RGB, or a list of such."""
         return [self._detect_one(frame) for frame in frames]
 
     def _detect_one(self, frame: np.ndarray) -> Faces:
+        if min(frame.shape[:2]) < SMALLEST_FACE:
+            return NO_FACES
         boxes, scores, landmarks = self._mtcnn.detect(frame, landmarks=True)
         if boxes is None:
-            return Faces(np.zeros((0, 4), np.float32), np.zeros(0, np.float32), np.zeros((0, 5, 2), np.float32))
+            return NO_FACES
         order = np.argsort(-scores.astype(np.float32), kind="stable")
         return Faces(*(np.asarray(a, np.float32)[order] for a in (boxes, scores, landmarks)))
 
@@ -54,7 +63,7 @@ class FaceDetector:
         for frame in frames:
             height, width = frame.shape[:2]
             scale = detector_scale(width, height)
-            size = (round(width * scale), round(height * scale))
+            size = (max(round(width * scale), 1), max(round(height * scale), 1))
             resized = (
                 frame
                 if scale == 1
@@ -74,25 +83,71 @@ def box_overlap(boxes: np.ndarray, others: np.ndarray) -> np.ndarray:
     return shared / np.maximum(area[:, None] + other_area[None] - shared, 1e-9)
 
 
-def link_faces(frames: list[Faces], least_overlap: float = 0.1) -> list[np.ndarray]:
+@dataclass
+class _Person:
+    """Where somebody was last seen, and how fast the box moved then (pixels a frame)."""
+
+    box: np.ndarray  # (4,)
+    seen_at: int
+    velocity: np.ndarray  # (4,): one shift for all four sides
+
+    def expect(self, frame_idx: int) -> np.ndarray:
+        """The box, had the person gone on as before."""
+        return self.box + self.velocity * (frame_idx - self.seen_at)
+
+    def see(self, box: np.ndarray, frame_idx: int) -> None:
+        shift = (box[:2] + box[2:] - self.box[:2] - self.box[2:]) / 2
+        speed = np.tile(shift / (frame_idx - self.seen_at), 2)
+        # A detector's boxes tremble, and so does a hand with a camera: most of what was known is kept.
+        self.velocity = 0.7 * self.velocity + 0.3 * speed if self.velocity.any() else speed
+        self.box, self.seen_at = box, frame_idx
+
+
+def link_faces(frames: Sequence[Faces], numbers: Sequence[int], patience: int = 10) -> list[np.ndarray]:
     """Say who is who: for each frame the face_idx (n,) int of its faces, the same number for the same person.
 
-    A face takes the number of the person whose last box it overlaps most; a face that overlaps nobody is somebody new.
+    numbers: the frame_idx of each frame, rising. Each person is expected where the last movement leads; the pairing
+    of people and faces with the largest total overlap wins (the Hungarian method). So two people who cross keep their
+    numbers, and one who is not found for up to `patience` frames of the list does too. Whom nobody overlaps is
+    somebody new. Only boxes are compared: two who meet behind each other and turn back are taken to have crossed, and
+    after a cut the next person in the same place is taken for the same.
     """
-    last_boxes: list[np.ndarray] = []
+    people: list[_Person] = []
     linked = []
-    for faces in frames:
-        numbers = np.full(len(faces.boxes), -1)
-        if last_boxes and len(faces.boxes):
-            overlap = box_overlap(faces.boxes, np.array(last_boxes))
-            while overlap.max() >= least_overlap:
-                face, person = np.unravel_index(overlap.argmax(), overlap.shape)
-                numbers[face] = person
-                overlap[face], overlap[:, person] = -1, -1
-        for face in np.flatnonzero(numbers < 0):
-            numbers[face] = len(last_boxes)
-            last_boxes.append(faces.boxes[face])
-        for face, person in enumerate(numbers):
-            last_boxes[person] = faces.boxes[face]
-        linked.append(numbers)
+    for position, (faces, frame_idx) in enumerate(zip(frames, numbers, strict=True)):
+        oldest = numbers[max(position - patience - 1, 0)]
+        known = [number for number, person in enumerate(people) if person.seen_at >= oldest]
+        face_idx = np.full(len(faces.boxes), -1)
+        for face, number in _match(faces.boxes, [people[number] for number in known], frame_idx):
+            face_idx[face] = known[number]
+            people[known[number]].see(faces.boxes[face], frame_idx)
+        for face in np.flatnonzero(face_idx < 0):
+            face_idx[face] = len(people)
+            people.append(_Person(faces.boxes[face], frame_idx, np.zeros(4)))
+        linked.append(face_idx)
     return linked
+
+
+def _match(boxes: np.ndarray, people: list[_Person], frame_idx: int, least: float = 0.1) -> list[tuple[int, int]]:
+    """Pairs (face, person) of the best assignment, each with some overlap."""
+    if not people or not len(boxes):
+        return []
+    expected = np.array([person.expect(frame_idx) for person in people])
+    last = np.array([person.box for person in people])
+    overlaps = np.stack(
+        [
+            box_overlap(boxes, expected),
+            box_overlap(_grown(boxes), _grown(expected)),  # the guess was a little off
+            box_overlap(_grown(boxes), _grown(last)),  # the person stopped or turned
+        ]
+    )  # (3, n, m)
+    likely = np.where(overlaps.max(axis=0) >= least, np.tensordot((1, 0.2, 0.1), overlaps, 1), 0)
+    return [
+        (face, person) for face, person in zip(*linear_sum_assignment(-likely), strict=True) if likely[face, person]
+    ]
+
+
+def _grown(boxes: np.ndarray) -> np.ndarray:
+    """Boxes (n, 4) grown by a quarter of their size on each side."""
+    pad = (boxes[:, 2:] - boxes[:, :2]) / 4
+    return np.concatenate([boxes[:, :2] - pad, boxes[:, 2:] + pad], axis=1)

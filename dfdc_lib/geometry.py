@@ -24,13 +24,19 @@ def detector_scale(width: int, height: int) -> float:
     return 0.5 if wider > 1000 else 1.0
 
 
-def add_margin(box: Box, margin: float, width: int, height: int) -> tuple[int, int, int, int]:
+def add_margin(box: Box, margin: float | str, width: int, height: int) -> tuple[int, int, int, int]:
     """Grow `box` by `margin` of its own width and height on each side, rounded and clipped to the frame.
 
-    The slides keep a margin of about 20 % of the box: `margin=0.2`. Raises ValueError where nothing is left.
+    The slides keep a margin of about 20 % of the box: `margin=0.2`. `margin="upstream"` is what upstream's code does,
+    and what its released weights expect: whole pixels, then a third of them, both rounded down. Raises ValueError
+    where nothing is left inside the frame. Notebook 03 derives it.
     """
-    x0, y0, x1, y1 = box
-    pad_x, pad_y = (x1 - x0) * margin, (y1 - y0) * margin
+    if margin == "upstream":
+        x0, y0, x1, y1 = (int(value) for value in box)
+        pad_x, pad_y = (x1 - x0) // 3, (y1 - y0) // 3
+    else:
+        x0, y0, x1, y1 = box
+        pad_x, pad_y = (x1 - x0) * margin, (y1 - y0) * margin
     grown = (
         max(round(x0 - pad_x), 0),
         max(round(y0 - pad_y), 0),
@@ -38,7 +44,7 @@ def add_margin(box: Box, margin: float, width: int, height: int) -> tuple[int, i
         min(round(y1 + pad_y), height),
     )
     if grown[0] >= grown[2] or grown[1] >= grown[3]:
-        raise ValueError(f"box {tuple(box)} leaves nothing inside a frame of {width} x {height}")
+        raise ValueError(f"box {tuple(map(float, box))} leaves nothing inside a frame of {width} x {height}")
     return grown
 
 

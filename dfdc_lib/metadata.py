@@ -36,6 +36,11 @@ def read_metadata(data: Path) -> pd.DataFrame:
     repeated = table.video_id[table.video_id.duplicated()]
     if len(repeated):
         raise MetadataError(f"{data}: video {repeated.iloc[0]!r} is listed twice")
+    fakes = set(table.video_id[table.label == 1])
+    wrong = table[(table.label == 1) & table.original_id.isin(fakes)]
+    if len(wrong):
+        first = wrong.iloc[0]
+        raise MetadataError(f"{data}: the original of {first.video_id!r}, {first.original_id!r}, is listed as a fake")
     return table.sort_values(["part", "video_id"], ignore_index=True)
 
 
@@ -66,12 +71,34 @@ def _read_entry(path: Path, data: Path, part: int, name: str, entry) -> tuple:
     return video_id, str((path.parent / name).relative_to(data)), int(fake), original_id, part
 
 
-def assign_folds(table: pd.DataFrame, parts_per_fold: int = 1) -> np.ndarray:
-    """Return the fold of each row of a metadata table: that of its original's part, so families stay together.
+def assign_folds(table: pd.DataFrame, n_folds: int = 16) -> np.ndarray:
+    """Return the fold (int) of each row of a metadata table; an original and its fakes always share one.
 
-    Upstream cuts the 50 parts into 16 folds of about three. Parts are ranked first: a partial download has no gaps.
+    By part: of all 50 parts upstream makes 16 folds, of three parts each and five in the last; other numbers of parts
+    are cut as evenly as they go. A single part is cut by original instead, into at most five: without that its fold
+    would always be 0, and nothing left to train on (a frequent complaint about upstream). See `describe_folds`.
     """
     part_of = dict(zip(table.video_id, table.part, strict=True))
-    parts = table.original_id.map(part_of).fillna(table.part)  # an original that is not listed: the fake's own part
-    ranks = parts.rank(method="dense").astype(int) - 1
-    return (ranks // parts_per_fold).to_numpy()
+    least = table.groupby("original_id").part.transform("min")  # for an original that is not listed
+    ranks = table.original_id.map(part_of).fillna(least).rank(method="dense").to_numpy(int) - 1
+    n_parts = ranks.max(initial=0) + 1
+    if n_parts == 1:
+        originals = table.original_id.rank(method="dense").to_numpy(int) - 1
+        return originals % min(n_folds, 5)
+    if (n_parts, n_folds) == (50, 16):
+        return np.minimum(ranks // 3, 15)
+    return ranks * min(n_folds, n_parts) // n_parts
+
+
+def describe_folds(table: pd.DataFrame, folds: np.ndarray) -> str:
+    """One or two sentences: how many folds of what, and which originals are missing. folds: as `assign_folds` gives."""
+    n_parts, n_folds = table.part.nunique(), len(set(folds.tolist()))
+    text = (
+        f"{n_parts} parts in {n_folds} folds" if n_parts > 1 else f"one part only, cut by original into {n_folds} folds"
+    )
+    if n_parts < 50:
+        text += " (the full set: 50 parts in 16 folds)"
+    unlisted = set(table.original_id) - set(table.video_id)
+    if unlisted:
+        text += f"; {len(unlisted)} originals are not listed: their fakes can't be used"
+    return text

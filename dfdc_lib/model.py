@@ -17,7 +17,7 @@ class ModelCard:
 
     encoder: str  # a name from config.ENCODERS
     size: int  # side of the square input, pixels
-    margin: float = 0.2  # of the crops that it was trained on
+    margin: float | str = 0.2  # of the crops that it was trained on
     trained_on: str = "nothing"  # "nothing", "sample" or the data folder's name
 
 

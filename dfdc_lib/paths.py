@@ -2,6 +2,7 @@
 
 import json
 import os
+import platform
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -20,7 +21,7 @@ def appear_whole(path: Path) -> Iterator[Path]:
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.part")
+    temporary = path.with_name(f".{path.name}.{platform.node()}-{os.getpid()}.part")
     if temporary.is_dir():  # left by a process of the same number that was killed
         shutil.rmtree(temporary)
     try:
@@ -33,6 +34,25 @@ def appear_whole(path: Path) -> Iterator[Path]:
             shutil.rmtree(temporary)
         else:
             temporary.unlink(missing_ok=True)
+
+
+def sweep_leftovers(folder: Path) -> None:
+    """Remove what killed processes of this machine left half written in a folder; others' work is not touched."""
+    mine = f".{platform.node()}-"
+    for path in Path(folder).glob(f".*{mine}*.part"):
+        owner = path.name.rsplit(mine, 1)[1].removesuffix(".part")
+        if owner.isdecimal() and not _is_running(int(owner)):
+            shutil.rmtree(path) if path.is_dir() else path.unlink()
+
+
+def _is_running(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:  # somebody else's
+        return True
+    return True
 
 
 def write_json(path: Path, value) -> None:
@@ -62,7 +82,7 @@ class WorkFolder:
         return self.root / "source.json"
 
     def read_source(self) -> dict:
-        """What the crops were made from: {"trained_on": name of the data set, "margin": share of the box}."""
+        """What the crops were made from: {"trained_on": name of the data set, "margin": as `PreprocessConfig`'s}."""
         return json.loads(self.source.read_text())
 
     @property
@@ -113,3 +133,13 @@ def read_png(path: Path) -> np.ndarray:
     if picture is None:
         raise ValueError(f"not a readable picture: {path}")
     return picture
+
+
+def read_mask(path: Path) -> np.ndarray:
+    """Read a mask (H, W) uint8. Raises FileNotFoundError, or ValueError for a broken file."""
+    if not Path(path).is_file():
+        raise FileNotFoundError(f"no such mask: {path}")
+    mask = cv2.imread(str(path), cv2.IMREAD_GRAYSCALE)
+    if mask is None:
+        raise ValueError(f"not a readable mask: {path}")
+    return mask

@@ -82,7 +82,7 @@ def tabulate_faces(numbers: list[int], found: list[Faces]) -> pd.DataFrame:
     """One row a face: frame_idx, face_idx, box in pixels of the frame, the detector's score."""
     rows = [
         (number, who, *box, score)
-        for number, faces, people in zip(numbers, found, link_faces(found), strict=True)
+        for number, faces, people in zip(numbers, found, link_faces(found, numbers), strict=True)
         for who, box, score in zip(people, faces.boxes, faces.scores, strict=True)
     ]
     return pd.DataFrame(rows, columns=["frame_idx", "face_idx", "x0", "y0", "x1", "y1", "score"])

@@ -2,29 +2,62 @@
 
 The original is the key: faces are looked for in it alone, and its boxes serve its fakes too (as upstream does), so
 that the crops of a pair show the same pixels and can be compared.
+
+Each stage of each video ends in a status. It says the worst that happened; what could be made is there all the same
+(a video with one broken frame keeps its other crops), and `count` says how much that is.
 """
 
+import importlib.metadata
 import json
-from collections.abc import Callable
+import os
+import shutil
+import threading
+from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
-from dataclasses import asdict
-from functools import cache, partial
-from multiprocessing import get_context
+from dataclasses import dataclass
+from functools import cache
+from multiprocessing import get_context, parent_process
 from pathlib import Path
+from typing import NamedTuple
 
 import cv2
 import numpy as np
 import pandas as pd
 
-from dfdc_lib.config import PreprocessConfig
+from dfdc_lib.config import STAGES, PreprocessConfig
 from dfdc_lib.faces import FaceDetector, link_faces
 from dfdc_lib.geometry import add_margin, crop_box, detector_scale
-from dfdc_lib.metadata import assign_folds, read_metadata
-from dfdc_lib.paths import WorkFolder, appear_whole, face_file, parse_face_file, read_png, write_json, write_png
+from dfdc_lib.metadata import assign_folds, describe_folds, read_metadata
+from dfdc_lib.paths import (
+    WorkFolder,
+    appear_whole,
+    face_file,
+    parse_face_file,
+    read_png,
+    sweep_leftovers,
+    write_json,
+    write_png,
+)
 from dfdc_lib.ssim import ssim_difference
 from dfdc_lib.video import VideoError, iterate_frames, probe
 
 FOLD_COLUMNS = ["video_id", "file", "label", "original_id", "frame_idx", "face_idx", "part", "fold"]
+
+
+class Made(NamedTuple):
+    """What a stage made of one video: how many faces, crops or masks, and the worst that happened on the way."""
+
+    count: int
+    status: str = "ok"
+    reason: str = ""
+
+
+class Summary(NamedTuple):
+    """What `preprocess` did."""
+
+    status: pd.DataFrame  # one row a video and stage: video_id, stage, status, count, reason (also status.csv)
+    actions: pd.Series  # (stage, action) → videos; action: "kept", "made", "made again", "not ready"
+    folds: str  # how the folds were cut, in words; "" where that stage was not asked for
 
 
 def preprocess(
@@ -33,29 +66,46 @@ def preprocess(
     config: PreprocessConfig = PreprocessConfig(),
     workers: int = 1,
     originals: int = 0,
+    stages: Sequence[str] = STAGES,
     progress: Callable[[int, int], None] = lambda done, total: None,
-) -> pd.DataFrame:
-    """Run all stages on a data set; return the status table: one row a video and stage (also `status.csv`).
+) -> Summary:
+    """Bring a data set, or some originals of it, through the stages.
 
-    What is complete and was made with the same settings is kept, so an interrupted run goes on where it stopped.
-    originals: take only so many, evenly over the parts; 0 takes all. progress(done, total) is called after each.
+    What is complete and was made with the same settings from the same files is kept, so an interrupted run goes on
+    where it stopped; what was made with others is made again. originals: take only so many, evenly over the parts; 0
+    takes all. stages: some of `config.STAGES`. progress(done, total) is called after each original.
     """
+    unknown = [stage for stage in stages if stage not in STAGES]
+    if unknown or not stages:
+        raise ValueError(f"stages must be some of {', '.join(STAGES)}, got {', '.join(unknown) or 'none'}")
     table = read_metadata(data)
     chosen = choose_originals(table, originals)
-    groups = [(Path(data), work, config, rows.to_dict("records")) for _, rows in chosen.groupby("original_id")]
-    if workers <= 1:
-        for done, group in enumerate(groups, 1):
-            preprocess_original(*group)
-            progress(done, len(groups))
-    else:
-        _run_in_processes(groups, workers, progress)
-    name = "sample" if (Path(data) / "sample.json").exists() else Path(data).resolve().name
-    write_json(work.source, {"trained_on": name, "margin": config.margin})
+    for folder in ("", "manifest", "boxes", "crops", "masks"):
+        sweep_leftovers(work.root / folder)
+    _drop_outdated_tables(work, config)
+    families = [
+        Family(Path(data), work, config, tuple(stages), rows.to_dict("records"))
+        for _, rows in chosen.groupby("original_id")
+    ]
+    done = _run(families, workers, progress) if set(stages) - {"folds"} else {}
+    actions = pd.Series(done, dtype=str).rename_axis(["video_id", "stage"]).reset_index(name="action")
     status = collect_status(work, table)
-    write_folds(work, table)
+    write_json(work.source, {"trained_on": _name(data), "margin": config.margin, "settings": config.of_stage("crop")})
+    announced = write_folds(work, table, config) if "folds" in stages else ""
     with appear_whole(work.status) as temporary:
         status.to_csv(temporary, index=False)
-    return status
+    return Summary(status, actions.groupby(["stage", "action"], sort=False).size().rename("videos"), announced)
+
+
+def _name(data: Path) -> str:
+    return "sample" if (Path(data) / "sample.json").exists() else Path(data).resolve().name
+
+
+def _drop_outdated_tables(work: WorkFolder, config: PreprocessConfig) -> None:
+    """folds.csv must never name crops of other settings, not even when this run is interrupted."""
+    if work.source.exists() and work.read_source().get("settings") != config.of_stage("crop"):
+        for path in (work.folds, work.status, work.source):
+            path.unlink(missing_ok=True)
 
 
 def choose_originals(table: pd.DataFrame, count: int) -> pd.DataFrame:
@@ -70,19 +120,34 @@ def choose_originals(table: pd.DataFrame, count: int) -> pd.DataFrame:
     return table[table.original_id.isin(chosen)].reset_index(drop=True)
 
 
-def _run_in_processes(groups: list[tuple], workers: int, progress: Callable[[int, int], None]) -> None:
-    with ProcessPoolExecutor(workers, mp_context=get_context("spawn"), initializer=_use_one_thread) as pool:
-        tasks = [pool.submit(preprocess_original, *group) for group in groups]
+def _run(families: list["Family"], workers: int, progress: Callable[[int, int], None]) -> dict[tuple[str, str], str]:
+    """Run every family, here or in processes; return what was done: (video_id, stage) → action."""
+    actions: dict[tuple[str, str], str] = {}
+    if workers <= 1:
+        for done, family in enumerate(families, 1):
+            actions |= family.run()
+            progress(done, len(families))
+        return actions
+    with ProcessPoolExecutor(workers, mp_context=get_context("spawn"), initializer=_start_worker) as pool:
+        tasks = [pool.submit(family.run) for family in families]
         for done, task in enumerate(as_completed(tasks), 1):
-            task.result()
-            progress(done, len(groups))
+            actions |= task.result()
+            progress(done, len(families))
+    return actions
 
 
-def _use_one_thread() -> None:
+def _start_worker() -> None:
+    """One thread, since the pool has a process for each core; and no life after the parent's."""
     import torch
 
     torch.set_num_threads(1)
     cv2.setNumThreads(1)
+
+    def follow_parent() -> None:
+        parent_process().join()
+        os._exit(1)
+
+    threading.Thread(target=follow_parent, daemon=True).start()
 
 
 @cache
@@ -90,122 +155,222 @@ def _detector(thresholds: tuple[float, float, float]) -> FaceDetector:
     return FaceDetector(thresholds)
 
 
-def preprocess_original(data: Path, work: WorkFolder, config: PreprocessConfig, rows: list[dict]) -> None:
-    """Bring one original and its fakes through detect, crop and masks. rows: their lines of the metadata table."""
-    original_id = rows[0]["original_id"]
-    original = next((row for row in rows if row["video_id"] == original_id), None)
-    if original is None or not (data / original["file"]).exists():
-        _record_family(work, rows, "missing_original", f"{original_id} is not in {data}")
-        return
-    settings = json.loads(json.dumps(asdict(config)))
-    detect = partial(detect_faces, data / original["file"], work, original_id, config)
-    if not _run_stage(work, original_id, "detect", settings | _fingerprint(data, original), detect):
-        status = read_manifest(work, original_id)["detect"]["status"]
-        _record_family(work, rows, status, f"face detection in the original, {original_id}, ended with {status}")
-        return
-    for row in sorted(rows, key=lambda row: row["label"]):
-        video_id, made_from = row["video_id"], settings | _fingerprint(data, original, row)
-        crop = partial(crop_faces, data / row["file"], work, video_id, original_id, config)
-        cropped = _run_stage(work, video_id, "crop", made_from, crop)
-        if cropped and row["label"]:
-            _run_stage(work, video_id, "masks", made_from, partial(make_masks, work, video_id, original_id))
+@dataclass
+class Family:
+    """An original and its fakes on their way through detect, crop and masks: the unit of work."""
+
+    data: Path
+    work: WorkFolder
+    config: PreprocessConfig
+    stages: tuple[str, ...]
+    rows: list[dict]  # their lines of the metadata table
+
+    def run(self) -> dict[tuple[str, str], str]:
+        """Run the stages; return what was done: (video_id, stage) → action, as in `Summary`."""
+        self.actions: dict[tuple[str, str], str] = {}
+        self.forgotten: set[tuple[str, str]] = set()
+        original_id = self.rows[0]["original_id"]
+        original = next((row for row in self.rows if row["video_id"] == original_id), None)
+        if original is None:
+            for row in self.rows:
+                _record(self.work, row["video_id"], "crop", Made(0, "missing_original", f"{original_id} is not listed"))
+            return self.actions
+        found = self._stage("detect", original, [original], lambda path: detect_faces(path, original_id, self))
+        if found.status == "not_ready":
+            for row in self.rows:
+                self._mark_not_ready(row, "crop", "masks")
+            return self.actions
+        for row in sorted(self.rows, key=lambda row: row["label"]):
+            if found.count:
+                self._crop_and_compare(row, original)
+            elif row["label"]:
+                lost = "missing_original" if found.status == "missing_file" else found.status
+                reason = f"face detection in the original, {original_id}, ended with {found.status}"
+                _record(self.work, row["video_id"], "crop", Made(0, lost, reason))
+        return self.actions
+
+    def _crop_and_compare(self, row: dict, original: dict) -> None:
+        video_id, original_id = row["video_id"], original["video_id"]
+        cropped = self._stage("crop", row, [original, row], lambda path: crop_faces(path, video_id, original_id, self))
+        if cropped.count and row["label"]:
+            self._stage("masks", row, [original, row], lambda path: make_masks(video_id, original_id, self))
+        elif cropped.status == "not_ready":
+            self._mark_not_ready(row, "masks")
+
+    def _mark_not_ready(self, row: dict, *stages: str) -> None:
+        for stage in stages:
+            if stage in self.stages and (stage == "crop" or row["label"]):
+                self.actions[row["video_id"], stage] = "not ready"
+
+    def _stage(self, stage: str, row: dict, inputs: list[dict], run: Callable[[Path], Made]) -> Made:
+        """Run a stage of a video, unless what stands is current or the stage was not asked for.
+
+        A failure becomes a status with its reason: one video never stops the others. The old entry goes first: while
+        a stage runs, and if it is killed, nothing claims that its artifacts are complete.
+        """
+        video_id, settings, files = row["video_id"], self.config.of_stage(stage), self._fingerprint(inputs)
+        known = read_manifest(self.work, video_id).get(stage)
+        if known and _is_current(self.work, video_id, stage, known, settings, files):
+            self.actions[video_id, stage] = "kept"
+            return Made(known["count"], known["status"], known["reason"])
+        if stage not in self.stages:
+            return Made(0, "not_ready")
+        self.forgotten |= {(video_id, name) for name in _forget(self.work, video_id, stage)}
+        complete, made = True, Made(0)
+        try:
+            made = run(self.data / row["file"])
+        except VideoError as error:
+            made = Made(0, error.status, str(error))
+        except FileNotFoundError as error:
+            made = Made(0, "missing_file", str(error))
+        except (ValueError, RuntimeError, OSError, cv2.error) as error:
+            complete, made = False, Made(0, "error", f"{type(error).__name__}: {error}")
+        _record(self.work, video_id, stage, made, settings, files, complete)
+        self.actions[video_id, stage] = "made again" if (video_id, stage) in self.forgotten else "made"
+        return made
+
+    def _fingerprint(self, rows: list[dict]) -> list:
+        """Which files a stage reads: size and time of change of each, or None for one that is not there."""
+        paths = [self.data / row["file"] for row in rows]
+        return [[p.stat().st_size, p.stat().st_mtime_ns] if p.exists() else None for p in paths]
 
 
-def _record_family(work: WorkFolder, rows: list[dict], status: str, reason: str) -> None:
-    """Without boxes of the original nobody can be cropped: say so for each video, with no settings to be kept by."""
-    for row in rows:
-        _record(work, row["video_id"], "crop", {}, status, reason=reason)
-
-
-def _fingerprint(data: Path, *rows: dict) -> dict:
-    """Which files a stage read: size and time of change of each video that is there."""
-    present = [data / row["file"] for row in rows if (data / row["file"]).exists()]
-    return {"inputs": [[path.stat().st_size, path.stat().st_mtime_ns] for path in present]}
-
-
-def _run_stage(work: WorkFolder, video_id: str, stage: str, settings: dict, run: Callable[[], int]) -> bool:
-    """Run a stage unless it is complete and was made with the same settings and inputs; say whether it is ok.
-
-    A failure becomes a status with its reason: one video never stops the others.
-    """
-    known = read_manifest(work, video_id).get(stage)
-    if known and known["settings"] == settings and known["status"] in ("ok", "no_face"):
-        return known["status"] == "ok"
-    status, count, reason = "ok", 0, ""
-    try:
-        count = run()
-        status = "ok" if count else "no_face"
-    except VideoError as error:
-        status, reason = error.status, str(error)
-    except FileNotFoundError as error:
-        status, reason = "missing_file", str(error)
-    except (ValueError, RuntimeError, OSError, cv2.error) as error:
-        status, reason = "error", f"{type(error).__name__}: {error}"
-    _record(work, video_id, stage, settings, status, count, reason)
-    return status == "ok"
+def _is_current(work: WorkFolder, video_id: str, stage: str, known: dict, settings: dict, files: list) -> bool:
+    """Complete, of the same settings and files, and still on disk. A video deleted since then changes nothing."""
+    if not known.get("complete") or known["settings"] != settings:
+        return False
+    if known["status"] == "missing_file":
+        return False  # it may have come
+    if any(now not in (None, then) for now, then in zip(files, known["inputs"], strict=True)):
+        return False
+    if stage == "detect":
+        return work.boxes(video_id).exists() or not known["count"]
+    folder = work.crops(video_id) if stage == "crop" else work.masks(video_id)
+    return known["count"] == (sum(1 for _ in folder.glob("*.png")) if folder.is_dir() else 0)
 
 
 def read_manifest(work: WorkFolder, video_id: str) -> dict:
-    """Read what is known of a video: stage → status, count, reason, settings. Empty for a new one."""
+    """Read what is known of a video: stage → status, count, reason, settings, inputs. Empty for a new one."""
     path = work.manifest(video_id)
     return json.loads(path.read_text()) if path.exists() else {}
 
 
 def _record(
-    work: WorkFolder, video_id: str, stage: str, settings: dict, status: str, count: int = 0, reason: str = ""
-) -> None:
-    entry = {"status": status, "count": count, "reason": reason, "settings": settings}
+    work: WorkFolder, video_id: str, stage: str, made: Made,
+    settings: dict | None = None, inputs: Sequence = (), complete: bool = False,
+) -> None:  # fmt: skip
+    entry = made._asdict() | {"complete": complete, "settings": settings or {}, "inputs": list(inputs)}
     write_json(work.manifest(video_id), read_manifest(work, video_id) | {stage: entry})
 
 
-def detect_faces(path: Path, work: WorkFolder, original_id: str, config: PreprocessConfig) -> int:
-    """Write boxes/<original_id>.json: the faces in every n-th frame, in pixels of the original. Returns their count."""
-    info = probe(path)
-    pairs = list(iterate_frames(path, range(0, info.n_frames, config.every)))
-    if not pairs:
+def _forget(work: WorkFolder, video_id: str, stage: str) -> list[str]:
+    """Remove a stage's entry and artifacts, and those of the stages that build on it; the entries first.
+
+    Returns the names of those that were complete.
+    """
+    gone = STAGES[STAGES.index(stage) :]
+    manifest = read_manifest(work, video_id)
+    if not set(gone) & set(manifest):
+        return []
+    write_json(work.manifest(video_id), {name: entry for name, entry in manifest.items() if name not in gone})
+    if "detect" in gone:
+        work.boxes(video_id).unlink(missing_ok=True)
+    if "crop" in gone:
+        shutil.rmtree(work.crops(video_id), ignore_errors=True)
+    shutil.rmtree(work.masks(video_id), ignore_errors=True)
+    return [name for name in gone if manifest.get(name, {}).get("complete")]
+
+
+def _list_some(things: Sequence, count: int = 5) -> str:
+    return ", ".join(map(str, things[:count])) + (", …" if len(things) > count else "")
+
+
+def detect_faces(path: Path, original_id: str, family: Family) -> Made:
+    """Write boxes/<original_id>.json: the faces in every n-th frame, in pixels of the original. Counts the faces."""
+    config, info = family.config, probe(path)
+    wanted = range(0, info.n_frames, config.every)
+    numbers, found = [], []
+    for frame_idx, frame in iterate_frames(path, wanted):
+        numbers.append(frame_idx)
+        found += _detector(config.thresholds).detect_resized([frame])
+    if not numbers:
         raise VideoError("decode_error", path, "no frame could be decoded")
-    found = _detector(config.thresholds).detect_resized([frame for _, frame in pairs])
-    people = link_faces(found)
     frames = [
         {"frame_idx": frame_idx, "face_idx": who.tolist()}
         | {k: np.round(v, 4).tolist() for k, v in faces._asdict().items()}
-        for (frame_idx, _), faces, who in zip(pairs, found, people, strict=True)
+        for frame_idx, faces, who in zip(numbers, found, link_faces(found, numbers), strict=True)
     ]
-    scale = detector_scale(info.width, info.height)
-    header = {"video_id": original_id, "scale": scale, "thresholds": config.thresholds, "every": config.every}
-    write_json(work.boxes(original_id), header | {"frames": frames})
-    return sum(len(faces.boxes) for faces in found)
+    header = {"video_id": original_id, "width": info.width, "height": info.height}
+    header |= {"scale": detector_scale(info.width, info.height), "thresholds": config.thresholds}
+    header |= {"every": config.every, "versions": _versions()}
+    write_json(family.work.boxes(original_id), header | {"frames": frames})
+    count, lost = sum(len(faces.boxes) for faces in found), sorted(set(wanted) - set(numbers))
+    if lost:
+        return Made(count, "decode_error", f"{len(lost)} of {len(wanted)} frames can't be decoded: {_list_some(lost)}")
+    return Made(count) if count else Made(0, "no_face", f"no face in {len(numbers)} frames")
 
 
-def crop_faces(path: Path, work: WorkFolder, video_id: str, original_id: str, config: PreprocessConfig) -> int:
-    """Write crops/<video_id>/: each face of the original's boxes with its margin, as PNG. Returns their count."""
-    boxes = json.loads(work.boxes(original_id).read_text())
+@cache
+def _versions() -> dict[str, str]:
+    return {name: importlib.metadata.version(name) for name in ("facenet-pytorch", "torch", "opencv-python-headless")}
+
+
+def crop_faces(path: Path, video_id: str, original_id: str, family: Family) -> Made:
+    """Write crops/<video_id>/: each face of the original's boxes with its margin, as PNG. Counts the crops."""
+    boxes = json.loads(family.work.boxes(original_id).read_text())
     wanted = {frame["frame_idx"]: frame for frame in boxes["frames"] if frame["boxes"]}
-    count = 0
-    with appear_whole(work.crops(video_id)) as folder:
+    info = probe(path)
+    width, height = boxes["width"], boxes["height"]
+    if (info.width, info.height) != (width, height):
+        size = f"{info.width} x {info.height}, its original {width} x {height}"
+        return Made(0, "shape_mismatch", f"{path} is {size}: the original's boxes do not fit")
+    count, empty, lost = 0, [], set(wanted)
+    with appear_whole(family.work.crops(video_id)) as folder:
         folder.mkdir()
         for frame_idx, frame in iterate_frames(path, wanted):
-            height, width = frame.shape[:2]
+            lost.discard(frame_idx)
             for face_idx, box in zip(wanted[frame_idx]["face_idx"], wanted[frame_idx]["boxes"], strict=True):
-                crop = crop_box(frame, add_margin(box, config.margin, width, height))
-                write_png(folder / face_file(frame_idx, face_idx), crop)
+                try:
+                    grown = add_margin(box, family.config.margin, width, height)
+                except ValueError:
+                    empty.append(face_file(frame_idx, face_idx))
+                    continue
+                write_png(folder / face_file(frame_idx, face_idx), crop_box(frame, grown))
                 count += 1
-    if wanted and not count:
-        raise VideoError("decode_error", path, "none of the wanted frames could be decoded")
-    return count
+    return _judge_crops(count, sorted(lost), empty, len(wanted), info.n_frames)
 
 
-def make_masks(work: WorkFolder, fake_id: str, original_id: str) -> int:
-    """Write masks/<fake_id>/: the SSIM difference of each pair of crops. Returns their count."""
-    count = 0
+def _judge_crops(count: int, lost: list[int], empty: list[str], n_wanted: int, n_frames: int) -> Made:
+    if lost and lost[0] >= n_frames:
+        return Made(count, "short", f"{n_frames} frames; its original's boxes go on to frame {lost[-1]}")
+    if lost:
+        return Made(count, "decode_error", f"{len(lost)} of {n_wanted} frames can't be decoded: {_list_some(lost)}")
+    if empty:
+        return Made(count, "empty_crop", f"{len(empty)} boxes leave nothing inside the frame: {_list_some(empty)}")
+    return Made(count)
+
+
+def make_masks(fake_id: str, original_id: str, family: Family) -> Made:
+    """Write masks/<fake_id>/: the SSIM difference of each pair of crops. Counts the masks."""
+    work, count, alone, unlike = family.work, 0, [], []
     with appear_whole(work.masks(fake_id)) as folder:
         folder.mkdir()
         for fake in sorted(work.crops(fake_id).glob("*.png")):
-            write_png(
-                folder / fake.name, ssim_difference(read_png(work.crops(original_id) / fake.name), read_png(fake))
-            )
+            real = work.crops(original_id) / fake.name
+            if not real.exists():
+                alone.append(fake.name)
+                continue
+            pictures = read_png(real), read_png(fake)
+            if pictures[0].shape != pictures[1].shape or min(pictures[0].shape[:2]) < 7:
+                unlike.append(fake.name)
+                continue
+            write_png(folder / fake.name, ssim_difference(*pictures))
             count += 1
-    return count
+    if alone:
+        return Made(count, "missing_partner", f"{len(alone)} crops without a real partner: {_list_some(alone)}")
+    if unlike:
+        return Made(count, "shape_mismatch", f"{len(unlike)} pairs too small or unlike in size: {_list_some(unlike)}")
+    return Made(count)
 
 
 def collect_status(work: WorkFolder, table: pd.DataFrame) -> pd.DataFrame:
@@ -218,12 +383,18 @@ def collect_status(work: WorkFolder, table: pd.DataFrame) -> pd.DataFrame:
     return pd.DataFrame(rows, columns=["video_id", "stage", "status", "count", "reason"])
 
 
-def write_folds(work: WorkFolder, table: pd.DataFrame) -> None:
-    """Write folds.csv: one row a crop, in a fixed order, with the fold of its part."""
-    table = table.assign(fold=assign_folds(table))
-    rows = []
+def write_folds(work: WorkFolder, table: pd.DataFrame, config: PreprocessConfig) -> str:
+    """Write folds.csv: one row a crop, in a fixed order, with its fold. Returns in words how the folds were cut.
+
+    Raises ValueError where an original and its fakes would be split: nothing may be measured with such folds.
+    """
+    table = table.assign(fold=assign_folds(table, config.folds))
+    if (table.groupby("original_id").fold.nunique() > 1).any():
+        raise ValueError("a leak: an original and its fakes are in different folds")
+    rows, settings = [], config.of_stage("crop")
     for video in table.to_dict("records"):
-        if read_manifest(work, video["video_id"]).get("crop", {}).get("status") != "ok":
+        entry = read_manifest(work, video["video_id"]).get("crop", {"count": 0, "settings": None})
+        if not entry["count"] or entry["settings"] != settings:
             continue  # what lies there, if anything, is of an earlier run
         for crop in work.crops(video["video_id"]).glob("*.png"):
             frame_idx, face_idx = parse_face_file(crop.name)
@@ -231,3 +402,4 @@ def write_folds(work: WorkFolder, table: pd.DataFrame) -> None:
     folds = pd.DataFrame(rows, columns=FOLD_COLUMNS).sort_values(["part", "video_id", "frame_idx", "face_idx"])
     with appear_whole(work.folds) as temporary:
         folds.to_csv(temporary, index=False)
+    return describe_folds(table, table.fold.to_numpy())

@@ -25,7 +25,7 @@ from dfdc_lib.manipulate import displace, replace_region
 from dfdc_lib.paths import appear_whole, write_json
 from dfdc_lib.video import write_video
 
-VERSION = 1  # raise it when the same settings would give other pictures
+VERSION = 2  # raise it when the same settings would give other pictures
 
 PEOPLE = ("collins", "hopper")
 # Five landmarks of each portrait, in its pixels, as MTCNN finds them.
@@ -54,6 +54,15 @@ class Stage(NamedTuple):
     people: list[Person]
 
 
+class Cast(NamedTuple):
+    """Someone in costume, before stepping onto the stage."""
+
+    identity: str
+    picture: np.ndarray  # (h, w, 3) uint8 RGB
+    landmarks: np.ndarray  # (5, 2) in pixels of that picture
+    move: np.ndarray  # (2, 3) affine map to the stage
+
+
 @dataclass(frozen=True)
 class Shot:
     """How one original is filmed. Everything follows from these values: the same shot gives the same frames."""
@@ -65,6 +74,7 @@ class Shot:
     n_frames: int
     crf: int
     leaves_frame: bool = False
+    crosses: bool = False  # two people change places, the first one in front
 
 
 @dataclass(frozen=True)
@@ -118,8 +128,8 @@ def relight(picture: np.ndarray, rng: np.random.Generator) -> np.ndarray:
     return (np.clip(lit, 0, 1) * 255).astype(np.uint8)
 
 
-def build_stage(shot: Shot, rng: np.random.Generator) -> Stage:
-    """Put the shot's people before a backdrop of blurred colours, 1.4 times as wide and high as the frame."""
+def prepare_stage(shot: Shot, rng: np.random.Generator) -> tuple[np.ndarray, list[Cast]]:
+    """A backdrop of blurred colours, 1.4 times as wide and high as the frame, and who will stand before it."""
     width, height = round(1.4 * shot.width), round(1.4 * shot.height)
     backdrop = relight(cv2.resize(portrait(shot.identities[0]), (32, 32), interpolation=cv2.INTER_AREA), rng)
     blurred = cv2.GaussianBlur(backdrop, (0, 0), 2)
@@ -127,14 +137,33 @@ def build_stage(shot: Shot, rng: np.random.Generator) -> Stage:
     alone = len(shot.identities) == 1
     # Faces grow more slowly than frames: who films in 1080p stands farther away, and the portraits are not larger.
     size = rng.uniform(0.11, 0.17) * (1 if alone else 0.8) * 270 * (min(shot.width, shot.height) / 270) ** 0.6
-    people = []
+    cast = []
     for identity, across in zip(shot.identities, (0.5,) if alone else (0.32, 0.68), strict=True):
         picture, landmarks = pose(identity, rng)
+        if shot.crosses:  # without the portrait's background, which would hide the other person for seconds
+            picture, landmarks = cut_column(picture, landmarks)
         scale = size * np.exp(rng.normal(0, 0.05)) / eyes_to_mouth(landmarks)
         place = np.array([across * width, 0.45 * height]) + rng.normal(0, 0.03, 2) * (shot.width, shot.height)
         move = np.column_stack([np.eye(2) * scale, place - landmarks.mean(axis=0) * scale])
+        cast.append(Cast(identity, picture, landmarks, move))
+    return canvas, cast
+
+
+def cut_column(picture: np.ndarray, landmarks: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Keep the part of a portrait that is not far to the left or right of the face."""
+    centre, reach = landmarks[:, 0].mean(), 2 * eyes_to_mouth(landmarks)
+    left, right = max(int(centre - reach), 0), int(centre + reach)
+    return np.ascontiguousarray(picture[:, left:right]), landmarks - (left, 0)
+
+
+def set_stage(backdrop: np.ndarray, cast: list[Cast], crossed: float = 0) -> Stage:
+    """Draw the cast before the backdrop, the first in front; `crossed` from 0 to 1: how far they changed places."""
+    canvas, people = backdrop.copy(), []
+    way = 0.4 * canvas.shape[1] * crossed
+    for number, (identity, picture, landmarks, move) in reversed(list(enumerate(cast))):
+        move = move + np.array([[0, 0, -way if number else way], [0, 0, 0]])
         stand(canvas, picture, move)
-        people.append(Person(identity, move_points(landmarks, move)))
+        people.insert(0, Person(identity, move_points(landmarks, move)))
     return Stage(canvas.round().astype(np.uint8), people)
 
 
@@ -176,10 +205,13 @@ def act(stage: Stage, moves: np.ndarray) -> Stage:
 
 
 def camera_path(shot: Shot, rng: np.random.Generator) -> np.ndarray:
-    """Affine maps (n_frames, 2, 3) from the stage to the frame: slow zoom, roll and pan, as from a hand."""
-    n, size = shot.n_frames, np.array([shot.width, shot.height])
-    zoom, roll = np.exp(wander(n, 0.12, rng)), np.radians(rng.normal(0, 4) + wander(n, 5, rng))
-    shift = np.stack([wander(n, 0.12, rng), wander(n, 0.10, rng)], axis=1) * size
+    """Affine maps (n_frames, 2, 3) from the stage to the frame: slow zoom, roll and pan, as from a hand.
+
+    Where people walk, the camera is steadier.
+    """
+    n, size, shake = shot.n_frames, np.array([shot.width, shot.height]), 0.25 if shot.crosses else 1
+    zoom, roll = np.exp(wander(n, 0.12 * shake, rng)), np.radians(rng.normal(0, 4) + wander(n, 5 * shake, rng))
+    shift = np.stack([wander(n, 0.12, rng), wander(n, 0.10, rng)], axis=1) * size * shake
     if shot.leaves_frame:
         shift[:, 0] += 0.95 * shot.width * np.clip(np.sin(np.pi * np.arange(n) / n) * 2 - 1, 0, 1)
     turn = np.stack([np.cos(roll), -np.sin(roll), np.sin(roll), np.cos(roll)], axis=1).reshape(n, 2, 2)
@@ -191,13 +223,16 @@ def camera_path(shot: Shot, rng: np.random.Generator) -> np.ndarray:
 def film(shot: Shot) -> Iterator[tuple[np.ndarray, list[Person]]]:
     """Film a shot: yield each frame (H, W, 3) uint8 RGB with its sensor noise, and the people in frame pixels."""
     rng = np.random.default_rng(shot.seed)
-    stage, path = build_stage(shot, rng), camera_path(shot, rng)
+    backdrop, cast = prepare_stage(shot, rng)
+    stage, path = set_stage(backdrop, cast), camera_path(shot, rng)
     reach = (0.25, 0.20, 0.22)
     moves = np.array([[wander(shot.n_frames, r, rng) for r in reach] for _ in stage.people])
     exposure = np.exp(wander(shot.n_frames, 0.15, rng))
     # One field of sensor noise, seen through a window that jumps: as random to an encoder, and ten times faster.
     grain = rng.standard_normal((shot.height + 128, shot.width + 128, 3), np.float32) * np.float32(rng.uniform(2, 5))
     for i, affine in enumerate(path):
+        if shot.crosses:
+            stage = set_stage(backdrop, cast, i / (shot.n_frames - 1))
         acted = act(stage, moves[:, :, i])
         size = (shot.width, shot.height)
         seen = cv2.warpAffine(acted.picture, affine, size, flags=cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE)
@@ -253,6 +288,8 @@ def plan(n_parts: int, originals_per_part: int, n_frames: int, seed: int) -> lis
             shot = replace(shot, width=LARGE_SIZES[part][0], height=LARGE_SIZES[part][1])
         if j == 0 and part < 2:
             shot = replace(shot, identities=(PEOPLE[j], PEOPLE[1 - j]), width=640, height=360)
+        if j == 0 and part == 1:
+            shot = replace(shot, n_frames=3 * n_frames, crosses=True)
         if j == 1 and part == 0:
             shot = replace(shot, leaves_frame=True, width=480, height=270)
         methods = METHOD_PAIRS[(j // 2) % len(METHOD_PAIRS)]

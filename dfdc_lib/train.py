@@ -4,6 +4,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 import torch
 from torch import Tensor, nn
@@ -61,14 +62,16 @@ def draw_batches(rows: pd.DataFrame, reader: CropReader, config: TrainConfig) ->
     pairs = pair(rows) if config.paired else None
     given, epoch = 0, 0
     while given < config.steps:
-        transform = AUGMENTATIONS[config.augmentation](size, seed=config.seed + epoch)
+        # Own streams for each run, epoch and purpose: with seed + epoch, run 0's second epoch would be run 1's first.
+        augment, draw, shuffle = np.random.SeedSequence([config.seed, epoch]).generate_state(3).tolist()
+        transform = AUGMENTATIONS[config.augmentation](size, seed=augment)
         if config.paired:
             n_pairs = config.epoch_steps * (config.batch // 2)
-            data = PairDataset(draw_pairs(pairs, n_pairs, config.seed + epoch), reader, transform)
+            data = PairDataset(draw_pairs(pairs, n_pairs, draw), reader, transform)
             loader = DataLoader(data, config.batch // 2)
         else:
-            data = CropDataset(balance(rows, config.seed + epoch), reader, transform)
-            order = torch.Generator().manual_seed(config.seed + epoch)
+            data = CropDataset(balance(rows, draw), reader, transform)
+            order = torch.Generator().manual_seed(shuffle)
             loader = DataLoader(data, config.batch, shuffle=True, drop_last=len(data) >= config.batch, generator=order)
         for pictures, labels in loader:
             if given == config.steps:
@@ -94,7 +97,8 @@ def train(
     torch.manual_seed(config.seed)
     rows, held_out = split_fold(read_folds(work), config.fold)
     model = DeepfakeClassifier(config.encoder, pretrained).to(memory_format=torch.channels_last)
-    model.card = replace(model.card, **work.read_source())
+    source = work.read_source()
+    model.card = replace(model.card, trained_on=source["trained_on"], margin=source["margin"])
     reader = CropReader(work, model.card.size, keep=config.paired)
     losses, rates = fit(model, draw_batches(rows, reader, config), config, progress)
     save_checkpoint(folder / "last.pt", model)  # before anything else can go wrong

@@ -21,7 +21,7 @@ class VideoError(Exception):
 
 
 class VideoInfo(NamedTuple):
-    """What a container says about its video. `n_frames` is a claim: only decoding tells."""
+    """A video's size in pixels, and how many frames its packets hold."""
 
     width: int
     height: int
@@ -43,38 +43,62 @@ def open_video(path: Path) -> cv2.VideoCapture:
 
 
 def probe(path: Path) -> VideoInfo:
-    """Read a video's size, frame count and rate from its header; where that has no count, count the frames."""
+    """Read a video's size and rate from its header, and count its frames without decoding them."""
     capture = open_video(path)
     try:
         width, height = (int(capture.get(p)) for p in (cv2.CAP_PROP_FRAME_WIDTH, cv2.CAP_PROP_FRAME_HEIGHT))
-        n_frames, fps = int(capture.get(cv2.CAP_PROP_FRAME_COUNT)), capture.get(cv2.CAP_PROP_FPS)
-        if n_frames < 1:  # a file that was written live does not say
-            n_frames = sum(1 for _ in iter(capture.grab, False))
-        return VideoInfo(width, height, n_frames, fps)
+        return VideoInfo(width, height, len(frame_times(path)), capture.get(cv2.CAP_PROP_FPS))
     finally:
         capture.release()
+
+
+def frame_times(path: Path) -> np.ndarray:
+    """When each frame is shown, in order: (n_frames,) milliseconds; NaN throughout where the file does not say.
+
+    Read from the packets, without decoding: what a header claims may be wrong, and counting decoded frames goes
+    wrong as soon as one can't be decoded.
+    """
+    try:
+        with av.open(str(path)) as container:
+            stream = container.streams.video[0]
+            shown = [packet.pts for packet in container.demux(stream) if packet.size and not packet.is_discard]
+            start, tick = stream.start_time, stream.time_base
+    except (av.error.FFmpegError, IndexError) as error:
+        raise VideoError("unreadable", path, f"no video stream that FFmpeg can read ({error})") from error
+    if start is None or None in shown or len(set(shown)) < len(shown):
+        return np.full(len(shown), np.nan)
+    return (np.sort(np.array(shown, float)) - start) * float(tick * 1000)
 
 
 def iterate_frames(path: Path, indices: Iterable[int]) -> Iterator[tuple[int, np.ndarray]]:
     """Yield (frame_idx, frame) for the wanted frame numbers, in order, decoding the file once.
 
     Frames in between are decoded but not converted. Seeking by frame number would be faster to write and wrong on
-    videos of variable frame rate. A video that ends early simply yields fewer frames.
+    videos of variable frame rate. A frame that can't be decoded is left out, and shifts no other's number: a frame is
+    known by its time, not by counting. (Upstream counted.)
     """
-    wanted = sorted(set(int(i) for i in indices))
-    capture = open_video(path)
+    wanted = set(int(i) for i in indices)
+    times = frame_times(path)
+    capture, last, failures, position = open_video(path), max(wanted, default=-1), 0, -1
     try:
-        position = -1
-        for frame_idx in wanted:
-            while position < frame_idx:
-                if not capture.grab():
-                    return
-                position += 1
-            decoded, frame = capture.retrieve()
-            if decoded:
-                yield frame_idx, cv2.cvtColor(frame, cv2.COLOR_BGR2RGB)
+        while position < last and failures <= len(times):
+            if not capture.grab():  # a broken packet, or the end; only trying again tells
+                failures += 1
+                continue
+            position = _frame_number(capture, times, position)
+            if position in wanted:
+                decoded, frame = capture.retrieve()
+                if decoded:
+                    yield position, cv2.cvtColor(frame, cv2.COLOR_BGR2RGB)
     finally:
         capture.release()
+
+
+def _frame_number(capture: cv2.VideoCapture, times: np.ndarray, previous: int) -> int:
+    """The number of the frame just grabbed: that of the nearest time; the next one where there are no times."""
+    if not len(times) or np.isnan(times[0]):
+        return previous + 1
+    return int(np.abs(times - capture.get(cv2.CAP_PROP_POS_MSEC)).argmin())
 
 
 def read_spread_frames(path: Path, n_frames: int) -> tuple[list[int], list[np.ndarray]]:

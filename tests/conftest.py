@@ -3,8 +3,10 @@
 import importlib.util
 import os
 import sys
+from fractions import Fraction
 from pathlib import Path
 
+import av
 import pytest
 from hypothesis import settings
 
@@ -25,6 +27,27 @@ def load_runner():
     sys.modules[spec.name] = module  # its dataclass looks itself up there
     spec.loader.exec_module(module)
     return module
+
+
+def write_intra_video(path, frames, times=None, drop=()):
+    """Every frame by itself (no prediction), shown at `times` (in 1/600 s); packets in `drop` are filled with ones."""
+    with av.open(str(path), "w") as container:
+        stream = container.add_stream("libx264", rate=30)
+        stream.width, stream.height, stream.pix_fmt = frames[0].shape[1], frames[0].shape[0], "yuv420p"
+        stream.options = {"g": "1", "crf": "10", "bf": "0"}
+        stream.codec_context.time_base = Fraction(1, 600)
+        for number, picture in enumerate(frames):
+            frame = av.VideoFrame.from_ndarray(picture, format="rgb24")
+            frame.pts, frame.time_base = 20 * number if times is None else times[number], Fraction(1, 600)
+            container.mux(stream.encode(frame))
+        container.mux(stream.encode())
+    with av.open(str(path)) as container:
+        packets = [(packet.pos, packet.size) for packet in container.demux(video=0) if packet.size]
+    data = bytearray(path.read_bytes())
+    for number in drop:
+        position, size = packets[number]
+        data[position : position + size] = b"\xff" * size
+    path.write_bytes(data)
 
 
 @pytest.fixture(scope="session")

@@ -57,7 +57,7 @@ def test_preprocess_and_train_work_from_the_command_line(small_sample, tmp_path,
     call = ["train", "--work", str(work), "--run", "r", "--demo", "--steps", "2", "--batch", "4"]
     assert main(call) == 0
     assert (work / "runs" / "r" / "last.pt").exists()
-    assert "step 2/2" in capsys.readouterr().out
+    assert "2/2" in capsys.readouterr().err
 
 
 def test_doctor_tells_good_from_bad(small_sample, checkpoint, tmp_path, capsys):

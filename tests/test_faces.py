@@ -1,9 +1,11 @@
+import cv2
 import numpy as np
 import pytest
 from facenet_pytorch import MTCNN
 from hypothesis import given
 from hypothesis import strategies as st
 
+from dfdc_lib import sample
 from dfdc_lib.config import TRAIN_THRESHOLDS
 from dfdc_lib.faces import FaceDetector, Faces, box_overlap, link_faces
 from dfdc_lib.sample import LANDMARKS, portrait
@@ -27,8 +29,6 @@ def test_boxes_and_landmarks_are_the_peers(detector):
 
 @pytest.mark.parametrize("width", [200, 512, 1400, 2000])
 def test_resized_detection_answers_in_the_frames_own_pixels(detector, width):
-    import cv2
-
     frame = cv2.resize(portrait("hopper"), (width, round(600 * width / 512)))
     faces = detector.detect_resized([frame])[0]
     assert len(faces.boxes) == 1
@@ -52,13 +52,74 @@ def faces_at(*lefts: float) -> Faces:
     return Faces(boxes, np.ones(len(lefts), np.float32), np.zeros((len(lefts), 5, 2), np.float32))
 
 
+def link(*frames: Faces) -> list[list[int]]:
+    return [numbers.tolist() for numbers in link_faces(frames, range(0, 10 * len(frames), 10))]
+
+
 def test_a_person_keeps_the_number_whatever_the_order():
-    linked = link_faces([faces_at(0, 100), faces_at(105, 4), faces_at(), faces_at(8), faces_at(110, 10, 300)])
-    assert [numbers.tolist() for numbers in linked] == [[0, 1], [1, 0], [], [0], [1, 0, 2]]
+    linked = link(faces_at(0, 100), faces_at(105, 4), faces_at(), faces_at(8), faces_at(110, 10, 300))
+    assert linked == [[0, 1], [1, 0], [], [0], [1, 0, 2]]
+
+
+def test_two_people_who_cross_keep_their_numbers_though_one_is_hidden():
+    lefts = [(0 + 20 * i, 300 - 20 * i) for i in range(16)]
+    hidden = range(6, 10)
+    frames = [
+        faces_at(a) if i in hidden else faces_at(*((a, b) if i % 2 else (b, a))) for i, (a, b) in enumerate(lefts)
+    ]
+    linked = link(*frames)
+    first = [numbers[0] if i in hidden else numbers[i % 2 - 1] for i, numbers in enumerate(linked)]
+    assert len(set(first)) == 1
+    assert {number for numbers in linked for number in numbers} == {0, 1}
+
+
+def test_a_person_who_is_missed_for_a_while_comes_back_and_one_who_is_gone_for_long_does_not():
+    seen, nobody = faces_at(40), faces_at()
+    assert link(seen, *[nobody] * 10, seen)[-1] == [0]
+    assert link(seen, *[nobody] * 11, seen)[-1] == [1]
+
+
+@given(st.permutations(range(3)), st.floats(-8, 8), st.floats(-8, 8))
+def test_the_order_in_which_faces_are_found_does_not_matter(order, dx, dy):
+    lefts = np.array([0.0, 120.0, 240.0])
+    path = [faces_at(*(lefts + i * np.array([dx, dy, 0]))) for i in range(6)]
+    mixed = [Faces(*(values[list(order)] for values in faces)) if i else faces for i, faces in enumerate(path)]
+    for plain, shuffled in zip(link(*path)[1:], link(*mixed)[1:], strict=True):
+        assert [plain[k] for k in order] == shuffled
 
 
 @given(st.lists(st.lists(st.floats(0, 500), max_size=4), max_size=6))
 def test_no_two_faces_of_a_frame_share_a_number(frames):
-    for numbers in link_faces([faces_at(*lefts) for lefts in frames]):
-        assert len(set(numbers.tolist())) == len(numbers)
-        assert (numbers >= 0).all()
+    for numbers in link(*[faces_at(*lefts) for lefts in frames]):
+        assert len(set(numbers)) == len(numbers)
+
+
+def test_two_people_who_cross_in_the_sample_keep_their_face_idx(detector):
+    """Filmed, detected at every 10th frame and linked: each number belongs to one person, also after the crossing."""
+    shot = next(shot for _, shot, _ in sample.plan(4, 16, 48, 0) if shot.crosses)
+    filmed = list(sample.film(shot))
+    numbers = range(0, len(filmed), 10)
+    found = detector.detect_resized([filmed[i][0] for i in numbers])
+    owners: dict[str, set] = {"collins": set(), "hopper": set()}
+    for frame_idx, faces, face_idx in zip(numbers, found, link_faces(found, numbers), strict=True):
+        places = np.array([person.landmarks.mean(axis=0) for person in filmed[frame_idx][1]])
+        apart = np.hypot(*(places[0] - places[1]))
+        for box, number in zip(faces.boxes, face_idx, strict=True):
+            if apart > box[2] - box[0]:  # otherwise nobody can say whose box it is
+                nearest = np.hypot(*(places - (box[:2] + box[2:]) / 2).T).argmin()
+                owners[filmed[frame_idx][1][nearest].identity].add(int(number))
+    assert sorted(map(sorted, owners.values())) == [[0], [1]]
+
+
+def test_a_frame_smaller_than_any_face_has_none(detector):
+    assert len(detector.detect([np.zeros((12, 40, 3), np.uint8)])[0].boxes) == 0
+
+
+def test_the_peer_finds_the_same_faces_on_the_same_resized_frames(detector):
+    """Coordinates, scale and frame order: what the peer finds in each resized frame, put back by hand."""
+    frames = [cv2.resize(portrait(name), (900, 1100)) for name in ("collins", "hopper", "collins")]
+    peer = MTCNN(keep_all=True, thresholds=list(TRAIN_THRESHOLDS))
+    for frame, faces in zip(frames, detector.detect_resized(frames), strict=True):
+        boxes, _, landmarks = peer.detect(cv2.resize(frame, (450, 550), interpolation=cv2.INTER_AREA), landmarks=True)
+        assert faces.boxes == pytest.approx(boxes * 2, abs=0.01)
+        assert faces.landmarks == pytest.approx(landmarks * 2, abs=0.01)

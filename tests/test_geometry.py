@@ -23,6 +23,11 @@ def test_margin_by_hand():
     assert g.add_margin((100, 100, 200, 150), 0.2, 1000, 1000) == (80, 90, 220, 160)
 
 
+def test_upstreams_margin_is_a_third_in_whole_pixels():
+    """By upstream's expressions: p_w = w // 3, then from xmin - p_w to xmax + p_w."""
+    assert g.add_margin((100.9, 100.2, 150.9, 201.7), "upstream", 1000, 1000) == (84, 67, 166, 234)
+
+
 def test_margin_is_clipped_at_each_border():
     assert g.add_margin((-5, 2, 98, 99), 0.2, 100, 100) == (0, 0, 100, 100)
 

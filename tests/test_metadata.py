@@ -2,8 +2,10 @@ import json
 
 import pandas as pd
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
-from dfdc_lib.metadata import MetadataError, assign_folds, read_metadata
+from dfdc_lib.metadata import MetadataError, assign_folds, describe_folds, read_metadata
 
 
 def write_part(data, part: int, entries) -> None:
@@ -59,12 +61,53 @@ def test_a_wrong_folder_says_what_is_looked_for(tmp_path):
         read_metadata(tmp_path)
 
 
-def test_folds_follow_parts_without_gaps():
-    table = pd.DataFrame({"video_id": list("abcdef"), "part": [0, 0, 7, 7, 30, 49]}).assign(original_id=list("abcdef"))
-    assert assign_folds(table).tolist() == [0, 0, 1, 1, 2, 3]
-    assert assign_folds(table, parts_per_fold=2).tolist() == [0, 0, 0, 0, 1, 1]
+def originals_in(parts) -> pd.DataFrame:
+    names = [f"v{i}" for i in range(len(parts))]
+    return pd.DataFrame({"video_id": names, "part": parts, "original_id": names})
+
+
+def test_all_fifty_parts_give_upstreams_sixteen_folds():
+    folds = assign_folds(originals_in(list(range(50))))
+    assert folds.tolist() == [min(part // 3, 15) for part in range(50)]
+
+
+@pytest.mark.parametrize("n_parts", [2, 3, 15, 16, 17, 31, 49])
+def test_a_partial_download_gives_even_folds_without_gaps(n_parts):
+    parts = [7 * part for part in range(n_parts)]  # with gaps
+    folds = assign_folds(originals_in(parts))
+    sizes = pd.Series(folds).value_counts()
+    assert sorted(sizes.index) == list(range(min(16, n_parts)))
+    assert sizes.max() - sizes.min() <= 1
+    assert f"{n_parts} parts in {min(16, n_parts)} folds" in describe_folds(originals_in(parts), folds)
+
+
+def test_a_single_part_is_cut_by_original():
+    table = originals_in([3] * 12)
+    folds = assign_folds(table)
+    assert set(folds) == {0, 1, 2, 3, 4}
+    assert "one part only" in describe_folds(table, folds)
 
 
 def test_a_fake_listed_in_another_part_stays_with_its_original():
     table = pd.DataFrame({"video_id": ["a", "b", "x"], "part": [0, 1, 1], "original_id": ["a", "b", "a"]})
     assert assign_folds(table).tolist() == [0, 1, 0]
+
+
+@given(st.lists(st.tuples(st.integers(0, 49), st.integers(0, 30)), min_size=1, max_size=60), st.booleans())
+def test_no_family_is_ever_split(fakes, listed):
+    """Whatever the parts, and whether the originals are listed or not."""
+    rows = [(f"f{i}", part, f"o{original}") for i, (part, original) in enumerate(fakes)]
+    if listed:
+        rows += [(f"o{original}", original, f"o{original}") for original in {o for _, o in fakes}]
+    table = pd.DataFrame(rows, columns=["video_id", "part", "original_id"])
+    folds = assign_folds(table)
+    assert pd.Series(folds).groupby(table.original_id).nunique().max() == 1
+    assert (folds >= 0).all()
+    assert ("not listed" in describe_folds(table, folds)) != listed
+
+
+def test_a_fake_of_a_fake_is_an_error(tmp_path):
+    entries = {"a.mp4": {"label": "FAKE", "original": "b.mp4"}, "b.mp4": {"label": "FAKE", "original": "a.mp4"}}
+    write_part(tmp_path, 0, entries)
+    with pytest.raises(MetadataError, match="listed as a fake"):
+        read_metadata(tmp_path)

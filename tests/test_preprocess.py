@@ -1,15 +1,24 @@
 import json
+import os
+import platform
 import shutil
+import signal
+import subprocess
+import sys
+import time
 
 import cv2
 import numpy as np
 import pandas as pd
 import pytest
+from conftest import write_intra_video
 
-from dfdc_lib.config import PreprocessConfig
+from dfdc_lib.config import MARGINS, PreprocessConfig
 from dfdc_lib.metadata import read_metadata
-from dfdc_lib.paths import WorkFolder, appear_whole, read_png, write_png
+from dfdc_lib.paths import WorkFolder, appear_whole, read_png, sweep_leftovers, write_png
 from dfdc_lib.preprocess import choose_originals, preprocess, read_manifest
+from dfdc_lib.sample import portrait
+from dfdc_lib.video import iterate_frames
 
 EVERY_6 = PreprocessConfig(every=6)
 
@@ -42,7 +51,6 @@ def test_crops_and_masks_of_a_pair_have_one_shape(small_sample, small_work):
 def test_a_crop_holds_the_boxes_face(small_sample, small_work):
     """The crop's pixels are the frame's, at the box grown by 20 %."""
     from dfdc_lib.geometry import add_margin
-    from dfdc_lib.video import iterate_frames
 
     video = read_metadata(small_sample).query("label == 0").iloc[0]
     found = next(f for f in json.loads(small_work.boxes(video.video_id).read_text())["frames"] if f["boxes"])
@@ -72,13 +80,200 @@ def test_processes_make_the_same_artifacts(small_sample, small_work, tmp_path):
     assert files_of(work) == files_of(small_work)
 
 
-def test_other_settings_make_a_stage_stale(small_sample, small_work, tmp_path):
-    work = WorkFolder(tmp_path / "copy")
-    shutil.copytree(small_work.root, work.root)
-    preprocess(small_sample, work, PreprocessConfig(every=6, margin=0.5))
+@pytest.fixture
+def work_copy(small_work, tmp_path) -> WorkFolder:
+    """A copy of the small sample's artifacts, to be changed."""
+    shutil.copytree(small_work.root, tmp_path / "copy")
+    return WorkFolder(tmp_path / "copy")
+
+
+def test_other_settings_make_a_stage_stale_and_only_that_one(small_sample, small_work, work_copy):
+    done = preprocess(small_sample, work_copy, PreprocessConfig(every=6, margin=0.5))
+    assert done.actions.to_dict() == {("detect", "kept"): 4, ("crop", "made again"): 12, ("masks", "made again"): 8}
     video = read_metadata(small_sample).video_id[0]
     name = next(small_work.crops(video).glob("*.png")).name
-    assert read_png(work.crops(video) / name).size > read_png(small_work.crops(video) / name).size
+    assert read_png(work_copy.crops(video) / name).size > read_png(small_work.crops(video) / name).size
+    assert work_copy.read_source()["margin"] == 0.5
+    preprocess(small_sample, work_copy, EVERY_6)
+    assert files_of(work_copy) == files_of(small_work)
+
+
+def test_the_margin_of_the_released_weights_is_a_preset(small_sample, work_copy):
+    preprocess(small_sample, work_copy, PreprocessConfig(every=6, margin=MARGINS["upstream"]))
+    video = read_metadata(small_sample).query("label == 0").iloc[0]
+    boxes = json.loads(work_copy.boxes(video.video_id).read_text())
+    found = next(frame for frame in boxes["frames"] if frame["boxes"])
+    x0, y0, x1, y1 = (int(value) for value in found["boxes"][0])
+    rows = slice(max(y0 - (y1 - y0) // 3, 0), y1 + (y1 - y0) // 3)
+    columns = slice(max(x0 - (x1 - x0) // 3, 0), x1 + (x1 - x0) // 3)
+    _, frame = next(iterate_frames(small_sample / video.file, [found["frame_idx"]]))
+    crop = read_png(work_copy.crops(video.video_id) / f"{found['frame_idx']}_{found['face_idx'][0]}.png")
+    assert np.array_equal(crop, frame[rows, columns])
+
+
+def test_stages_run_by_themselves_and_say_what_they_lack(small_sample, small_work, tmp_path):
+    work = WorkFolder(tmp_path / "work")
+    assert preprocess(small_sample, work, EVERY_6, stages=["masks"]).actions.to_dict() == {("masks", "not ready"): 8}
+    assert preprocess(small_sample, work, EVERY_6, stages=["detect"]).actions.to_dict() == {("detect", "made"): 4}
+    assert not (work.root / "crops").exists()
+    preprocess(small_sample, work, EVERY_6, stages=["crop"])
+    assert not work.folds.exists()
+    assert "2 parts in 2 folds" in preprocess(small_sample, work, EVERY_6, stages=["masks", "folds"]).folds
+    assert files_of(work) == files_of(small_work)
+    with pytest.raises(ValueError, match="stages must be some of detect"):
+        preprocess(small_sample, work, EVERY_6, stages=["sing"])
+
+
+def test_an_artifact_that_was_deleted_by_hand_is_made_again(small_sample, small_work, work_copy):
+    video = read_metadata(small_sample).query("label == 1").iloc[0]
+    next(work_copy.crops(video.video_id).glob("*.png")).unlink()
+    work_copy.boxes(video.original_id).unlink()
+    preprocess(small_sample, work_copy, EVERY_6)
+    assert files_of(work_copy) == files_of(small_work)
+
+
+def test_videos_deleted_after_preprocessing_change_nothing(small_sample, small_work, work_copy, tmp_path):
+    data = tmp_path / "small"
+    shutil.copytree(small_sample, data, copy_function=shutil.copy2)
+    for video in data.glob("*/*.mp4"):
+        video.unlink()
+    done = preprocess(data, work_copy, EVERY_6)
+    assert set(done.actions.index.get_level_values("action")) == {"kept"}
+    assert files_of(work_copy) == files_of(small_work)
+
+
+def test_another_video_under_the_same_name_is_processed_again(small_sample, work_copy, tmp_path):
+    data = tmp_path / "small"
+    shutil.copytree(small_sample, data)
+    video = read_metadata(data).query("label == 1").iloc[0]
+    (data / video.file).write_bytes((data / video.file).read_bytes() + b"x")
+    done = preprocess(data, work_copy, EVERY_6)
+    assert done.actions["crop", "made again"] == 1
+
+
+def replace_boxes(work: WorkFolder, original_id: str, change) -> None:
+    boxes = json.loads(work.boxes(original_id).read_text())
+    change(boxes)
+    work.boxes(original_id).write_text(json.dumps(boxes))
+
+
+def forget_crops(work: WorkFolder, video_id: str) -> None:
+    manifest = json.loads(work.manifest(video_id).read_text())
+    del manifest["crop"]
+    work.manifest(video_id).write_text(json.dumps(manifest))
+
+
+def test_a_box_outside_the_frame_is_a_status_and_the_other_crops_are_used(small_sample, work_copy):
+    video = read_metadata(small_sample).query("label == 1").iloc[0]
+
+    def push_out(boxes):
+        first = next(frame for frame in boxes["frames"] if frame["boxes"])
+        first["boxes"][0] = [-50, 5, -10, 40]
+
+    replace_boxes(work_copy, video.original_id, push_out)
+    forget_crops(work_copy, video.video_id)
+    status = preprocess(small_sample, work_copy, EVERY_6).status.set_index(["video_id", "stage"])
+    assert status.status[video.video_id, "crop"] == "empty_crop"
+    assert "1 boxes leave nothing inside" in status.reason[video.video_id, "crop"]
+    assert status["count"][video.video_id, "crop"] >= 1
+    assert video.video_id in set(pd.read_csv(work_copy.folds).video_id)
+
+
+def test_pairs_that_can_not_be_compared_are_statuses(small_sample, work_copy):
+    fakes = read_metadata(small_sample).query("label == 1").drop_duplicates("original_id")
+    lonely, unlike = fakes.iloc[0], fakes.iloc[1]
+    for fake in (lonely, unlike):
+        manifest = json.loads(work_copy.manifest(fake.video_id).read_text())
+        del manifest["masks"]
+        work_copy.manifest(fake.video_id).write_text(json.dumps(manifest))
+    next(work_copy.crops(lonely.original_id).glob("*.png")).rename(work_copy.crops(lonely.original_id) / "999_0.png")
+    crop = next(work_copy.crops(unlike.original_id).glob("*.png"))
+    write_png(crop, read_png(crop)[:-1])
+    status = preprocess(small_sample, work_copy, EVERY_6, stages=["masks"]).status.set_index(["video_id", "stage"])
+    assert status.status[lonely.video_id, "masks"] == "missing_partner"
+    assert status.status[unlike.video_id, "masks"] == "shape_mismatch"
+    assert crop.name in status.reason[unlike.video_id, "masks"]
+
+
+def portraits(count: int, width: int = 320, height: int = 320) -> list[np.ndarray]:
+    """Frames in which a face moves steadily to the right: where it is tells which frame it is."""
+    picture = cv2.resize(portrait("collins")[:320, 100:420], (width, height))
+    return [np.roll(picture, 3 * i - 40, axis=1) for i in range(count)]
+
+
+def make_data(folder, drop=(), fake_frames=None):
+    """A data set of one original and one fake; the original's packets `drop` are damaged."""
+    part = folder / "dfdc_train_part_0"
+    part.mkdir(parents=True)
+    write_intra_video(part / "real.mp4", portraits(24), drop=drop)
+    write_intra_video(part / "fake.mp4", fake_frames or portraits(24))
+    entries = {"real.mp4": {"label": "REAL"}, "fake.mp4": {"label": "FAKE", "original": "real.mp4"}}
+    (part / "metadata.json").write_text(json.dumps(entries))
+    return folder
+
+
+def boxes_by_frame(work: WorkFolder) -> dict[int, list]:
+    return {frame["frame_idx"]: frame["boxes"] for frame in json.loads(work.boxes("real").read_text())["frames"]}
+
+
+def test_a_frame_that_can_not_be_decoded_leaves_every_other_box_on_its_frame(tmp_path):
+    config = PreprocessConfig(every=4)
+    whole, damaged = WorkFolder(tmp_path / "whole"), WorkFolder(tmp_path / "damaged")
+    preprocess(make_data(tmp_path / "a"), whole, config)
+    done = preprocess(make_data(tmp_path / "b", drop=[7, 8]), damaged, config)
+    expected = boxes_by_frame(whole)
+    assert len(expected) == 6
+    assert all(len(boxes) == 1 for boxes in expected.values())
+    del expected[8]
+    assert boxes_by_frame(damaged) == expected
+    status = done.status.set_index(["video_id", "stage"])
+    assert status.status["real", "detect"] == "decode_error"
+    assert "1 of 6 frames can't be decoded: 8" in status.reason["real", "detect"]
+    assert status["count"]["fake", "masks"] == 5
+    assert set(pd.read_csv(damaged.folds).frame_idx) == {0, 4, 12, 16, 20}
+
+
+def test_a_fake_that_is_shorter_or_of_another_size_is_a_status(tmp_path):
+    short = preprocess(make_data(tmp_path / "a", fake_frames=portraits(10)), WorkFolder(tmp_path / "1")).status
+    assert short.set_index(["video_id", "stage"]).status["fake", "crop"] == "short"
+    small = make_data(tmp_path / "b", fake_frames=portraits(24, 160, 160))
+    status = preprocess(small, WorkFolder(tmp_path / "2")).status.set_index(["video_id", "stage"])
+    assert status.status["fake", "crop"] == "shape_mismatch"
+    assert "160 x 160, its original 320 x 320" in status.reason["fake", "crop"]
+
+
+def test_leftovers_of_dead_processes_are_swept_and_those_of_the_living_are_not(tmp_path):
+    dead = subprocess.Popen([sys.executable, "-c", ""])
+    dead.wait()
+    left = tmp_path / f".a.json.{platform.node()}-{dead.pid}.part"
+    left.write_text("half")
+    (tmp_path / f".b.{platform.node()}-{dead.pid}.part").mkdir()
+    kept = [tmp_path / f".a.json.{platform.node()}-{os.getpid()}.part", tmp_path / f".a.json.elsewhere-{dead.pid}.part"]
+    for path in kept:
+        path.write_text("at work")
+    sweep_leftovers(tmp_path)
+    assert sorted(tmp_path.iterdir()) == sorted(kept)
+
+
+@pytest.mark.slow
+def test_killed_five_times_and_still_the_same_bytes(small_sample, small_work, tmp_path):
+    """kill -9 at five moments: the next run goes on, and the result is undisturbed."""
+    work = WorkFolder(tmp_path / "work")
+    command = [sys.executable, "-m", "dfdc_lib.cli", "preprocess", str(small_sample), "--work", str(work.root)]
+    command += ["--every", "6", "--workers", "2"]
+    rng = np.random.default_rng(0)
+    for kill in range(5):
+        run = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        before, deadline = len(list(work.root.rglob("*.*"))), time.monotonic() + 120
+        while len(list(work.root.rglob("*.*"))) <= before + 2 and time.monotonic() < deadline and run.poll() is None:
+            time.sleep(0.01)
+        time.sleep(rng.uniform(0, 0.4))
+        assert run.poll() is None, f"the run had ended before kill {kill}: nothing was tested"
+        run.send_signal(signal.SIGKILL)
+        run.wait()
+        time.sleep(0.5)  # its workers notice, and end too
+    subprocess.run(command, check=True, capture_output=True)
+    assert files_of(work) == files_of(small_work)
 
 
 def test_missing_and_broken_videos_are_statuses(small_sample, tmp_path):
@@ -90,9 +285,10 @@ def test_missing_and_broken_videos_are_statuses(small_sample, tmp_path):
     (data / originals.file.iloc[0]).unlink()
     (data / fake.file).write_text("not a video")
     work = WorkFolder(tmp_path / "work")
-    status = preprocess(data, work, EVERY_6).groupby("video_id").status.agg(set)
+    status = preprocess(data, work, EVERY_6).status.groupby("video_id").status.agg(set)
     family = videos[videos.original_id == originals.video_id.iloc[0]].video_id
-    assert all(status[v] == {"missing_original"} for v in family)
+    missing = originals.video_id.iloc[0]
+    assert all(status[v] == ({"missing_file"} if v == missing else {"missing_original"}) for v in family)
     assert status[originals.video_id.iloc[1]] == {"ok"}
     assert status[fake.video_id] == {"unreadable"}
     assert fake.file in read_manifest(work, fake.video_id)["crop"]["reason"]
@@ -105,7 +301,7 @@ def test_an_original_that_can_not_be_read_shows_in_each_of_its_fakes(small_sampl
     videos = read_metadata(data)
     original = videos[videos.label == 0].iloc[0]
     (data / original.file).write_text("not a video")
-    status = preprocess(data, WorkFolder(tmp_path / "work"), EVERY_6).groupby("video_id").status.agg(set)
+    status = preprocess(data, WorkFolder(tmp_path / "work"), EVERY_6).status.groupby("video_id").status.agg(set)
     assert all(status[v] == {"unreadable"} for v in videos[videos.original_id == original.video_id].video_id)
     assert set(status.index) == set(videos.video_id)
 

@@ -24,6 +24,6 @@ def test_each_real_clip_is_scored_with_a_face_in_every_frame(real_videos, tmp_pa
 
 
 def test_a_fake_without_its_original_is_a_status(real_videos, tmp_path):
-    status = preprocess(real_videos, WorkFolder(tmp_path / "work")).set_index("video_id")
+    status = preprocess(real_videos, WorkFolder(tmp_path / "work")).status.set_index("video_id")
     assert status.status["brtujopkby"] == "missing_original"
     assert set(status.loc[["lynaeydofd"], "status"]) == {"ok"}

@@ -1,5 +1,6 @@
 import numpy as np
 import pytest
+from conftest import write_intra_video
 
 from dfdc_lib import video
 
@@ -71,3 +72,17 @@ def test_the_same_frames_give_the_same_bytes(tmp_path):
     for name in "ab":
         video.write_video(tmp_path / name, coded_frames(5))
     assert (tmp_path / "a").read_bytes() == (tmp_path / "b").read_bytes()
+
+
+def test_a_frame_that_can_not_be_decoded_shifts_no_other(tmp_path):
+    write_intra_video(tmp_path / "damaged.mp4", coded_frames(40), drop=[17, 18, 25])
+    got = [(i, number_of(frame)) for i, frame in video.iterate_frames(tmp_path / "damaged.mp4", range(40))]
+    assert got == [(i, i) for i in range(40) if i not in (17, 18, 25)]
+
+
+def test_a_variable_frame_rate_keeps_numbers(tmp_path):
+    times = np.cumsum(np.random.default_rng(0).integers(5, 60, 40)).tolist()
+    write_intra_video(tmp_path / "variable.mp4", coded_frames(40), times, drop=[6])
+    got = [(i, number_of(frame)) for i, frame in video.iterate_frames(tmp_path / "variable.mp4", range(40))]
+    assert got == [(i, i) for i in range(40) if i != 6]
+    assert video.probe(tmp_path / "variable.mp4").n_frames == 40
