@@ -3,7 +3,7 @@
 Blue is real and orange is fake, everywhere: the two stay apart for colour-blind readers and in grey print.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import cv2
 import matplotlib.pyplot as plt
@@ -39,6 +39,22 @@ def show_pictures(
         axis.imshow(picture, cmap="magma" if picture.ndim == 2 else None, vmin=0, vmax=255)
         axis.set_title(title, fontsize=9)
     return figure
+
+
+def play(draw: Callable[[float], object], values: Sequence[float], shown: Sequence[float], interactive: bool) -> None:
+    """Let a reader move a slider over `values` and see `draw(value)`; a headless run draws those of `shown` instead."""
+
+    def step(value: float) -> None:
+        draw(value)
+        plt.show()
+
+    if not interactive:
+        for value in shown:
+            step(value)
+        return
+    from ipywidgets import SelectionSlider, interact
+
+    interact(step, value=SelectionSlider(options=values, value=shown[0], continuous_update=False))
 
 
 def draw_faces(frame: np.ndarray, boxes: np.ndarray, landmarks: np.ndarray) -> np.ndarray:
