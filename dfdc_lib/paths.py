@@ -95,8 +95,22 @@ class WorkFolder:
     def boxes(self, original_id: str) -> Path:
         return self.root / "boxes" / f"{original_id}.json"
 
+    def read_faces(self, original_id: str) -> dict[str, tuple[int, list[float]]]:
+        """The stored boxes of an original: name of the crop → (frame_idx, box). Empty where nothing is stored."""
+        path = self.boxes(original_id)
+        frames = json.loads(path.read_text())["frames"] if path.exists() else []
+        return {
+            face_file(frame["frame_idx"], face_idx): (frame["frame_idx"], box)
+            for frame in frames
+            for face_idx, box in zip(frame["face_idx"], frame["boxes"], strict=True)
+        }
+
     def crops(self, video_id: str) -> Path:
         return self.root / "crops" / video_id
+
+    def crop_names(self, video_id: str) -> list[str]:
+        """The file names of a video's crops, by frame and face. Empty where there are none."""
+        return sorted((path.name for path in self.crops(video_id).glob("*.png")), key=parse_face_file)
 
     def masks(self, fake_id: str) -> Path:
         return self.root / "masks" / fake_id

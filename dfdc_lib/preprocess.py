@@ -21,7 +21,6 @@ from pathlib import Path
 from typing import NamedTuple
 
 import cv2
-import numpy as np
 import pandas as pd
 
 from dfdc_lib.config import STAGES, PreprocessConfig
@@ -73,7 +72,8 @@ def preprocess(
 
     What is complete and was made with the same settings from the same files is kept, so an interrupted run goes on
     where it stopped; what was made with others is made again. originals: take only so many, evenly over the parts; 0
-    takes all. stages: some of `config.STAGES`. progress(done, total) is called after each original.
+    takes all. workers: processes, 0 for one a core. stages: some of `config.STAGES`. progress(done, total) is called
+    after each original.
     """
     unknown = [stage for stage in stages if stage not in STAGES]
     if unknown or not stages:
@@ -87,7 +87,7 @@ def preprocess(
         Family(Path(data), work, config, tuple(stages), rows.to_dict("records"))
         for _, rows in chosen.groupby("original_id")
     ]
-    done = _run(families, workers, progress) if set(stages) - {"folds"} else {}
+    done = _run(families, workers or os.cpu_count() or 1, progress) if set(stages) - {"folds"} else {}
     actions = pd.Series(done, dtype=str).rename_axis(["video_id", "stage"]).reset_index(name="action")
     status = collect_status(work, table)
     write_json(work.source, {"trained_on": _name(data), "margin": config.margin, "settings": config.of_stage("crop")})
@@ -211,7 +211,8 @@ class Family:
         video_id, settings, files = row["video_id"], self.config.of_stage(stage), self._fingerprint(inputs)
         known = read_manifest(self.work, video_id).get(stage)
         if known and _is_current(self.work, video_id, stage, known, settings, files):
-            self.actions[video_id, stage] = "kept"
+            if stage in self.stages:
+                self.actions[video_id, stage] = "kept"
             return Made(known["count"], known["status"], known["reason"])
         if stage not in self.stages:
             return Made(0, "not_ready")
@@ -297,7 +298,7 @@ def detect_faces(path: Path, original_id: str, family: Family) -> Made:
         raise VideoError("decode_error", path, "no frame could be decoded")
     frames = [
         {"frame_idx": frame_idx, "face_idx": who.tolist()}
-        | {k: np.round(v, 4).tolist() for k, v in faces._asdict().items()}
+        | {k: v.astype(float).round(4).tolist() for k, v in faces._asdict().items()}
         for frame_idx, faces, who in zip(numbers, found, link_faces(found, numbers), strict=True)
     ]
     header = {"video_id": original_id, "width": info.width, "height": info.height}
@@ -355,16 +356,15 @@ def make_masks(fake_id: str, original_id: str, family: Family) -> Made:
     work, count, alone, unlike = family.work, 0, [], []
     with appear_whole(work.masks(fake_id)) as folder:
         folder.mkdir()
-        for fake in sorted(work.crops(fake_id).glob("*.png")):
-            real = work.crops(original_id) / fake.name
-            if not real.exists():
-                alone.append(fake.name)
+        for name in work.crop_names(fake_id):
+            if not (work.crops(original_id) / name).exists():
+                alone.append(name)
                 continue
-            pictures = read_png(real), read_png(fake)
-            if pictures[0].shape != pictures[1].shape or min(pictures[0].shape[:2]) < 7:
-                unlike.append(fake.name)
+            real, fake = (read_png(work.crops(video_id) / name) for video_id in (original_id, fake_id))
+            if real.shape != fake.shape or min(real.shape[:2]) < 7:
+                unlike.append(name)
                 continue
-            write_png(folder / fake.name, ssim_difference(*pictures))
+            write_png(folder / name, ssim_difference(real, fake))
             count += 1
     if alone:
         return Made(count, "missing_partner", f"{len(alone)} crops without a real partner: {_list_some(alone)}")
@@ -396,8 +396,8 @@ def write_folds(work: WorkFolder, table: pd.DataFrame, config: PreprocessConfig)
         entry = read_manifest(work, video["video_id"]).get("crop", {"count": 0, "settings": None})
         if not entry["count"] or entry["settings"] != settings:
             continue  # what lies there, if anything, is of an earlier run
-        for crop in work.crops(video["video_id"]).glob("*.png"):
-            frame_idx, face_idx = parse_face_file(crop.name)
+        for name in work.crop_names(video["video_id"]):
+            frame_idx, face_idx = parse_face_file(name)
             rows.append(video | {"frame_idx": frame_idx, "face_idx": face_idx})
     folds = pd.DataFrame(rows, columns=FOLD_COLUMNS).sort_values(["part", "video_id", "frame_idx", "face_idx"])
     with appear_whole(work.folds) as temporary:

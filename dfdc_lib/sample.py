@@ -397,3 +397,12 @@ def identity_seen(recipe: dict) -> str:
     filmed = recipe["shot"]["identities"][0]
     swapped = recipe.get("fake", {}).get("method") == "swap"
     return other_person(filmed) if swapped else filmed
+
+
+def changed_regions(recipe: dict) -> list[np.ndarray]:
+    """Where a fake's recipe changed each frame: masks (H, W) uint8, 0 where the frame was left bit-identical.
+
+    The frames are made once more, before any compression: this is the truth that a measured mask can be held against.
+    """
+    shot = Shot(**recipe["shot"] | {"identities": tuple(recipe["shot"]["identities"])})
+    return [mask for _, mask in falsify(list(film(shot)), Fake(**recipe["fake"]))]

@@ -7,13 +7,15 @@ import subprocess
 import sys
 import time
 
+import av
 import cv2
 import numpy as np
 import pandas as pd
 import pytest
 from conftest import write_intra_video
+from facenet_pytorch import MTCNN
 
-from dfdc_lib.config import MARGINS, PreprocessConfig
+from dfdc_lib.config import MARGINS, TRAIN_THRESHOLDS, PreprocessConfig
 from dfdc_lib.metadata import read_metadata
 from dfdc_lib.paths import WorkFolder, appear_whole, read_png, sweep_leftovers, write_png
 from dfdc_lib.preprocess import choose_originals, preprocess, read_manifest
@@ -58,6 +60,30 @@ def test_a_crop_holds_the_boxes_face(small_sample, small_work):
     x0, y0, x1, y1 = add_margin(found["boxes"][0], 0.2, frame.shape[1], frame.shape[0])
     crop = read_png(small_work.crops(video.video_id) / f"{found['frame_idx']}_{found['face_idx'][0]}.png")
     assert np.array_equal(crop, frame[y0:y1, x0:x1])
+
+
+def test_stored_boxes_are_the_peers_on_frames_decoded_by_another_library(small_sample, small_work):
+    """Coordinates, frame numbers and scale: PyAV decodes, the peer detects, and the boxes are put back by hand."""
+    peer, seen = MTCNN(keep_all=True, thresholds=list(TRAIN_THRESHOLDS)), set()
+    for original in read_metadata(small_sample).query("label == 0").itertuples():
+        with av.open(str(small_sample / original.file)) as container:
+            frames = [frame.to_ndarray(format="rgb24") for frame in container.decode(video=0)]
+        stored = json.loads(small_work.boxes(original.video_id).read_text())
+        assert [frame["frame_idx"] for frame in stored["frames"]] == list(range(0, len(frames), 6))
+        scale = stored["scale"]
+        seen.add(scale)
+        for frame in stored["frames"]:
+            picture = frames[frame["frame_idx"]]
+            size = (round(picture.shape[1] * scale), round(picture.shape[0] * scale))
+            resized = cv2.resize(picture, size, interpolation=cv2.INTER_AREA) if scale != 1 else picture
+            boxes, _, landmarks = peer.detect(resized, landmarks=True)
+            assert len(frame["boxes"]) == (0 if boxes is None else len(boxes))
+            for box, points in zip(frame["boxes"], frame["landmarks"], strict=True):
+                nearest = np.abs(boxes / scale - box).max(axis=1).argmin()
+                # Both convert colours with FFmpeg: what is left is rounding.
+                assert np.abs(boxes[nearest] / scale - box).max() < 0.01
+                assert np.abs(landmarks[nearest] / scale - points).max() < 0.01
+    assert {0.33, 1} <= seen
 
 
 def test_a_second_run_does_nothing_and_a_lost_piece_is_made_again(small_sample, small_work, tmp_path):

@@ -1,5 +1,7 @@
 """Real DFDC clips: a named skip where DFDC_TEST_VIDEOS is not set."""
 
+import json
+
 import pandas as pd
 import pytest
 import torch
@@ -23,7 +25,11 @@ def test_each_real_clip_is_scored_with_a_face_in_every_frame(real_videos, tmp_pa
     assert (pd.read_csv(tmp_path / "status.csv").n_frames == 32).all()
 
 
-def test_a_fake_without_its_original_is_a_status(real_videos, tmp_path):
-    status = preprocess(real_videos, WorkFolder(tmp_path / "work")).status.set_index("video_id")
+def test_a_face_on_each_frame_of_the_original_and_a_status_for_the_fake_without_one(real_videos, tmp_path):
+    work = WorkFolder(tmp_path / "work")
+    status = preprocess(real_videos, work).status.set_index("video_id")
+    frames = json.loads(work.boxes("lynaeydofd").read_text())["frames"]
+    assert [frame["frame_idx"] for frame in frames] == list(range(0, 300, 10))
+    assert all(frame["boxes"] for frame in frames)
     assert status.status["brtujopkby"] == "missing_original"
     assert set(status.loc[["lynaeydofd"], "status"]) == {"ok"}
