@@ -141,19 +141,18 @@ def write_png(path: Path, picture: np.ndarray) -> None:
 
 def read_png(path: Path) -> np.ndarray:
     """Read a crop (H, W, 3) uint8 RGB. Raises FileNotFoundError, or ValueError for a broken file."""
-    if not Path(path).is_file():
-        raise FileNotFoundError(f"no such picture: {path}")
-    picture = cv2.imread(str(path), cv2.IMREAD_COLOR_RGB)
-    if picture is None:
-        raise ValueError(f"not a readable picture: {path}")
-    return picture
+    return _read(path, cv2.IMREAD_COLOR_RGB)
 
 
 def read_mask(path: Path) -> np.ndarray:
-    """Read a mask (H, W) uint8. Raises FileNotFoundError, or ValueError for a broken file."""
+    """Read a mask (H, W) uint8. Raises as `read_png`."""
+    return _read(path, cv2.IMREAD_GRAYSCALE)
+
+
+def _read(path: Path, how: int) -> np.ndarray:
     if not Path(path).is_file():
-        raise FileNotFoundError(f"no such mask: {path}")
-    mask = cv2.imread(str(path), cv2.IMREAD_GRAYSCALE)
-    if mask is None:
-        raise ValueError(f"not a readable mask: {path}")
-    return mask
+        raise FileNotFoundError(f"no such picture: {path}")
+    picture = cv2.imread(str(path), how)
+    if picture is None:
+        raise ValueError(f"not a readable picture: {path}")
+    return picture
