@@ -30,7 +30,10 @@ def run_preprocess(args) -> int:
         args.data, work, config, args.workers, args.originals, args.stages, progress=progress_bar("originals")
     )
     for (stage, action), count in done.actions.items():
-        why = {"made again": ": their settings or files changed", "not ready": ": an earlier stage must run first"}
+        why = {
+            "made again": ": settings, files or artifacts had changed",
+            "not ready": ": an earlier stage must run first",
+        }
         print(f"{stage}: {count} {action}{why.get(action, '')}")
     if done.folds:
         print(f"folds: {done.folds}")
@@ -41,7 +44,8 @@ def run_preprocess(args) -> int:
             bad.groupby(["stage", "status"]).size().rename("videos").reset_index().to_string(index=False),
             file=sys.stderr,
         )
-    return 1 if len(bad) or "not ready" in done.actions.index.get_level_values("action") else 0
+    actions = set(done.actions.index.get_level_values("action"))
+    return 1 if len(bad) or actions - {"kept", "made", "made again"} else 0
 
 
 def parse_margin(text: str) -> float | str:

@@ -58,7 +58,7 @@ class PreprocessConfig:
         """The settings that a stage's artifacts depend on: its own and those of the stages before it."""
         detect = {"every": self.every, "thresholds": list(self.thresholds)}
         crop = detect | {"margin": self.margin}
-        return {"detect": detect, "crop": crop, "masks": crop, "folds": crop | {"folds": self.folds}}[stage]
+        return {"detect": detect, "crop": crop, "masks": crop}[stage]
 
 
 @dataclass(frozen=True)
@@ -72,7 +72,7 @@ class TrainConfig:
     optimizer: str = "sgd"  # "sgd": momentum 0.9, Nesterov, PolyLR · "adamw": one-cycle
     learning_rate: float = 0.01
     weight_decay: float = 1e-4
-    smoothing: float = 0.01  # label smoothing, slides
+    smoothing: float = 0.01  # slides: labels become 0.01 and 0.99
     paired: bool = False  # each real crop beside its own fake, both augmented alike
     augmentation: str = "slides"  # "slides" or "demo"
     fold: int = 0  # the fold held out for validation
@@ -87,5 +87,5 @@ class TrainConfig:
 
 DEMO_TRAINING = TrainConfig(
     encoder="tiny", steps=450, epoch_steps=90, batch=32, optimizer="adamw", learning_rate=3e-3, weight_decay=0.02,
-    paired=True, augmentation="demo",
+    smoothing=0.05, paired=True, augmentation="demo",
 )  # fmt: skip

@@ -137,17 +137,18 @@ def _match(boxes: np.ndarray, people: list[_Person], frame_idx: int, least: floa
     overlaps = np.stack(
         [
             box_overlap(boxes, expected),
-            box_overlap(_grown(boxes), _grown(expected)),  # the guess was a little off
-            box_overlap(_grown(boxes), _grown(last)),  # the person stopped or turned
+            box_overlap(_grown(boxes, 0.25), _grown(expected, 0.25)),  # the guess was a little off
+            box_overlap(_grown(boxes, 0.25), _grown(last, 0.25)),  # the person stopped or turned
+            box_overlap(_grown(boxes, 1), _grown(last, 1)),  # the camera jerked: at most about two boxes away
         ]
-    )  # (3, n, m)
-    likely = np.where(overlaps.max(axis=0) >= least, np.tensordot((1, 0.2, 0.1), overlaps, 1), 0)
+    )  # (4, n, m)
+    likely = np.where(overlaps.max(axis=0) >= least, np.tensordot((1, 0.2, 0.1, 0.05), overlaps, 1), 0)
     return [
         (face, person) for face, person in zip(*linear_sum_assignment(-likely), strict=True) if likely[face, person]
     ]
 
 
-def _grown(boxes: np.ndarray) -> np.ndarray:
-    """Boxes (n, 4) grown by a quarter of their size on each side."""
-    pad = (boxes[:, 2:] - boxes[:, :2]) / 4
+def _grown(boxes: np.ndarray, share: float) -> np.ndarray:
+    """Boxes (n, 4) grown by a share of their size on each side."""
+    pad = (boxes[:, 2:] - boxes[:, :2]) * share
     return np.concatenate([boxes[:, :2] - pad, boxes[:, 2:] + pad], axis=1)

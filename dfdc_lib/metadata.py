@@ -46,8 +46,10 @@ def read_metadata(data: Path) -> pd.DataFrame:
 
 def _read_part(data: Path, path: Path) -> list[tuple]:
     try:
-        entries = json.loads(path.read_text())
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        entries = json.loads(path.read_text(), object_pairs_hook=_refuse_repeats)
+    except MetadataError as error:
+        raise MetadataError(f"{path}: {error}") from None
+    except (ValueError, RecursionError) as error:
         raise MetadataError(f"{path} is not JSON: {error}") from error
     if not isinstance(entries, dict):
         raise MetadataError(f"{path} must hold one object, video name to properties")
@@ -56,9 +58,24 @@ def _read_part(data: Path, path: Path) -> list[tuple]:
     return [_read_entry(path, data, part, name, entry) for name, entry in entries.items()]
 
 
+def _refuse_repeats(pairs: list[tuple]) -> dict:
+    entries = dict(pairs)
+    if len(entries) < len(pairs):
+        names = [name for name, _ in pairs]
+        raise MetadataError(f"{next(name for name in names if names.count(name) > 1)!r} is listed twice")
+    return entries
+
+
+def _is_file_name(value) -> bool:
+    """A name that every file system takes, and that can't lead anywhere else."""
+    if not isinstance(value, str) or Path(value).name != value or not Path(value).stem.strip("."):
+        return False
+    return value.isprintable() and len(value.encode(errors="replace")) <= 200
+
+
 def _read_entry(path: Path, data: Path, part: int, name: str, entry) -> tuple:
     def require_name(value, what: str) -> str:
-        if not isinstance(value, str) or Path(value).name != value or not Path(value).stem.strip("."):
+        if not _is_file_name(value):
             raise MetadataError(f"{path}: {what} {value!r} is not a plain file name")
         return Path(value).stem
 

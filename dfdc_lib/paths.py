@@ -37,11 +37,14 @@ def appear_whole(path: Path) -> Iterator[Path]:
 
 
 def sweep_leftovers(folder: Path) -> None:
-    """Remove what killed processes of this machine left half written in a folder; others' work is not touched."""
+    """Remove what killed processes of this machine left half written in a folder; others' work is not touched.
+
+    Call it before writing: what bears this process's number is then a dead one's, too.
+    """
     mine = f".{platform.node()}-"
     for path in Path(folder).glob(f".*{mine}*.part"):
         owner = path.name.rsplit(mine, 1)[1].removesuffix(".part")
-        if owner.isdecimal() and not _is_running(int(owner)):
+        if owner.isdecimal() and (int(owner) == os.getpid() or not _is_running(int(owner))):
             shutil.rmtree(path) if path.is_dir() else path.unlink()
 
 
@@ -82,7 +85,7 @@ class WorkFolder:
         return self.root / "source.json"
 
     def read_source(self) -> dict:
-        """What the crops were made from: {"trained_on": name of the data set, "margin": as `PreprocessConfig`'s}."""
+        """What the crops were made from: trained_on (the data set's name), margin, and all settings of that stage."""
         return json.loads(self.source.read_text())
 
     @property
@@ -135,8 +138,8 @@ def parse_face_file(name: str) -> tuple[int, int]:
 def write_png(path: Path, picture: np.ndarray) -> None:
     """Write a crop (H, W, 3) uint8 RGB or a mask (H, W) uint8."""
     picture = cv2.cvtColor(picture, cv2.COLOR_RGB2BGR) if picture.ndim == 3 else picture
-    if not cv2.imwrite(str(path), picture):
-        raise OSError(f"could not write {path}")
+    _, encoded = cv2.imencode(".png", picture)
+    Path(path).write_bytes(encoded)  # says when the disk is full; cv2.imwrite does not always
 
 
 def read_png(path: Path) -> np.ndarray:

@@ -14,13 +14,15 @@ import shutil
 import threading
 from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
-from dataclasses import dataclass
+from concurrent.futures.process import BrokenProcessPool
+from dataclasses import dataclass, field
 from functools import cache
 from multiprocessing import get_context, parent_process
 from pathlib import Path
 from typing import NamedTuple
 
 import cv2
+import numpy as np
 import pandas as pd
 
 from dfdc_lib.config import STAGES, PreprocessConfig
@@ -55,7 +57,7 @@ class Summary(NamedTuple):
     """What `preprocess` did."""
 
     status: pd.DataFrame  # one row a video and stage: video_id, stage, status, count, reason (also status.csv)
-    actions: pd.Series  # (stage, action) → videos; action: "kept", "made", "made again", "not ready"
+    actions: pd.Series  # (stage, action) → videos; action: "kept", "made", "made again", "not ready", …
     folds: str  # how the folds were cut, in words; "" where that stage was not asked for
 
 
@@ -79,18 +81,19 @@ def preprocess(
     if unknown or not stages:
         raise ValueError(f"stages must be some of {', '.join(STAGES)}, got {', '.join(unknown) or 'none'}")
     table = read_metadata(data)
-    chosen = choose_originals(table, originals)
+    chosen = choose_originals(table, originals, Path(data))
     for folder in ("", "manifest", "boxes", "crops", "masks"):
         sweep_leftovers(work.root / folder)
-    _drop_outdated_tables(work, config)
     families = [
         Family(Path(data), work, config, tuple(stages), rows.to_dict("records"))
         for _, rows in chosen.groupby("original_id")
     ]
     done = _run(families, workers or os.cpu_count() or 1, progress) if set(stages) - {"folds"} else {}
-    actions = pd.Series(done, dtype=str).rename_axis(["video_id", "stage"]).reset_index(name="action")
-    status = collect_status(work, table)
-    write_json(work.source, {"trained_on": _name(data), "margin": config.margin, "settings": config.of_stage("crop")})
+    actions = pd.DataFrame([(*key, action) for key, action in done.items()], columns=["video_id", "stage", "action"])
+    status = collect_status(work, table, config)
+    if {"crop", "folds"} & set(stages):
+        source = {"trained_on": _name(data), "margin": config.margin, "settings": config.of_stage("crop")}
+        write_json(work.source, source)
     announced = write_folds(work, table, config) if "folds" in stages else ""
     with appear_whole(work.status) as temporary:
         status.to_csv(temporary, index=False)
@@ -101,22 +104,23 @@ def _name(data: Path) -> str:
     return "sample" if (Path(data) / "sample.json").exists() else Path(data).resolve().name
 
 
-def _drop_outdated_tables(work: WorkFolder, config: PreprocessConfig) -> None:
-    """folds.csv must never name crops of other settings, not even when this run is interrupted."""
-    if work.source.exists() and work.read_source().get("settings") != config.of_stage("crop"):
-        for path in (work.folds, work.status, work.source):
-            path.unlink(missing_ok=True)
+def choose_originals(table: pd.DataFrame, count: int, data: Path) -> pd.DataFrame:
+    """The rows of `count` originals and their fakes, from all over the parts; 0 keeps every row.
 
-
-def choose_originals(table: pd.DataFrame, count: int) -> pd.DataFrame:
-    """The rows of `count` originals and their fakes, taken in turn from each part; 0 keeps every row."""
+    Originals that are on disk come first. The parts are taken in turn, in an order that is shuffled but always the
+    same, so that a few originals do not all fall into the first fold.
+    """
     if count < 0:
         raise ValueError(f"a number of originals must not be negative, got {count}")
     if count == 0:
         return table
-    first = table.drop_duplicates("original_id")
-    turn = first.groupby("part").cumcount()
-    chosen = first.assign(turn=turn).sort_values(["turn", "part"], kind="stable").original_id[:count]
+    first = table.sort_values("label", kind="stable").drop_duplicates("original_id").sort_index()
+    present = [row.label == 0 and (data / row.file).exists() for row in first.itertuples()]
+    parts = sorted(first.part.unique())
+    order = dict(zip(parts, np.random.default_rng(0).permutation(len(parts)), strict=True))
+    first = first.assign(absent=~np.array(present), order=first.part.map(order))
+    first = first.assign(turn=first.groupby(["absent", "part"]).cumcount())
+    chosen = first.sort_values(["absent", "turn", "order"], kind="stable").original_id[:count]
     return table[table.original_id.isin(chosen)].reset_index(drop=True)
 
 
@@ -130,9 +134,16 @@ def _run(families: list["Family"], workers: int, progress: Callable[[int, int], 
         return actions
     with ProcessPoolExecutor(workers, mp_context=get_context("spawn"), initializer=_start_worker) as pool:
         tasks = [pool.submit(family.run) for family in families]
-        for done, task in enumerate(as_completed(tasks), 1):
-            actions |= task.result()
-            progress(done, len(families))
+        try:
+            for done, task in enumerate(as_completed(tasks), 1):
+                actions |= task.result()
+                progress(done, len(families))
+        except BrokenProcessPool as error:
+            lost = "a worker process died, most often for want of memory: run again, what is done is kept"
+            raise OSError(lost) from error
+        except BaseException:  # Ctrl-C above all: do not go on with what is waiting
+            pool.shutdown(wait=False, cancel_futures=True)
+            raise
     return actions
 
 
@@ -164,38 +175,56 @@ class Family:
     config: PreprocessConfig
     stages: tuple[str, ...]
     rows: list[dict]  # their lines of the metadata table
+    actions: dict[tuple[str, str], str] = field(default_factory=dict)
+    forgotten: set[tuple[str, str]] = field(default_factory=set)  # complete ones that had to go
 
     def run(self) -> dict[tuple[str, str], str]:
         """Run the stages; return what was done: (video_id, stage) → action, as in `Summary`."""
-        self.actions: dict[tuple[str, str], str] = {}
-        self.forgotten: set[tuple[str, str]] = set()
         original_id = self.rows[0]["original_id"]
         original = next((row for row in self.rows if row["video_id"] == original_id), None)
         if original is None:
             for row in self.rows:
-                _record(self.work, row["video_id"], "crop", Made(0, "missing_original", f"{original_id} is not listed"))
+                self._give_up(row, "missing_original", f"{original_id} is not listed")
             return self.actions
         found = self._stage("detect", original, [original], lambda path: detect_faces(path, original_id, self))
         if found.status == "not_ready":
             for row in self.rows:
                 self._mark_not_ready(row, "crop", "masks")
             return self.actions
-        for row in sorted(self.rows, key=lambda row: row["label"]):
-            if found.count:
-                self._crop_and_compare(row, original)
-            elif row["label"]:
-                lost = "missing_original" if found.status == "missing_file" else found.status
-                reason = f"face detection in the original, {original_id}, ended with {found.status}"
-                _record(self.work, row["video_id"], "crop", Made(0, lost, reason))
+        fakes = [row for row in self.rows if row["label"]]
+        if not found.count:
+            lost = "missing_original" if found.status == "missing_file" else found.status
+            for row in fakes:
+                self._give_up(row, lost, f"face detection in the original, {original_id}, ended with {found.status}")
+            return self.actions
+        real_crops = self._crop(original, original)
+        for row in fakes:
+            crops = self._crop(row, original)
+            if "not_ready" in (real_crops.status, crops.status):
+                self._mark_not_ready(row, "masks")
+            elif crops.count and real_crops.count:
+                self._compare(row, original)
+            elif crops.count and "masks" in self.stages:
+                lost = Made(
+                    0, "missing_partner", f"cropping the original, {original_id}, ended with {real_crops.status}"
+                )
+                _record(self.work, row["video_id"], "masks", lost)
         return self.actions
 
-    def _crop_and_compare(self, row: dict, original: dict) -> None:
+    def _crop(self, row: dict, original: dict) -> Made:
         video_id, original_id = row["video_id"], original["video_id"]
-        cropped = self._stage("crop", row, [original, row], lambda path: crop_faces(path, video_id, original_id, self))
-        if cropped.count and row["label"]:
-            self._stage("masks", row, [original, row], lambda path: make_masks(video_id, original_id, self))
-        elif cropped.status == "not_ready":
-            self._mark_not_ready(row, "masks")
+        return self._stage("crop", row, [original, row], lambda path: crop_faces(path, video_id, original_id, self))
+
+    def _compare(self, row: dict, original: dict) -> Made:
+        video_id, original_id = row["video_id"], original["video_id"]
+        return self._stage("masks", row, [original, row], lambda path: make_masks(video_id, original_id, self))
+
+    def _give_up(self, row: dict, status: str, reason: str) -> None:
+        """Without boxes of its original a video can't be cropped: what was made earlier goes, and it is said why."""
+        if "crop" in self.stages:
+            self.work.folds.unlink(missing_ok=True)
+            _forget(self.work, row["video_id"], "crop")
+            _record(self.work, row["video_id"], "crop", Made(0, status, reason))
 
     def _mark_not_ready(self, row: dict, *stages: str) -> None:
         for stage in stages:
@@ -216,14 +245,18 @@ class Family:
             return Made(known["count"], known["status"], known["reason"])
         if stage not in self.stages:
             return Made(0, "not_ready")
+        if known and known.get("complete") and stage != "masks" and not (self.data / row["file"]).exists():
+            self.actions[video_id, stage] = "stale, and the video is gone"  # what can't be made again is left alone
+            return Made(0, "not_ready")
+        self.work.folds.unlink(missing_ok=True)  # before anything that it names may change
         self.forgotten |= {(video_id, name) for name in _forget(self.work, video_id, stage)}
         complete, made = True, Made(0)
         try:
             made = run(self.data / row["file"])
         except VideoError as error:
-            made = Made(0, error.status, str(error))
-        except FileNotFoundError as error:
-            made = Made(0, "missing_file", str(error))
+            complete, made = error.status != "unreadable", Made(0, error.status, str(error))
+        except FileNotFoundError as error:  # it may come
+            complete, made = False, Made(0, "missing_file", str(error))
         except (ValueError, RuntimeError, OSError, cv2.error) as error:
             complete, made = False, Made(0, "error", f"{type(error).__name__}: {error}")
         _record(self.work, video_id, stage, made, settings, files, complete)
@@ -240,20 +273,27 @@ def _is_current(work: WorkFolder, video_id: str, stage: str, known: dict, settin
     """Complete, of the same settings and files, and still on disk. A video deleted since then changes nothing."""
     if not known.get("complete") or known["settings"] != settings:
         return False
-    if known["status"] == "missing_file":
-        return False  # it may have come
     if any(now not in (None, then) for now, then in zip(files, known["inputs"], strict=True)):
         return False
     if stage == "detect":
-        return work.boxes(video_id).exists() or not known["count"]
+        try:
+            return known["count"] == len(work.read_faces(video_id))
+        except (ValueError, KeyError, TypeError):  # damaged
+            return False
     folder = work.crops(video_id) if stage == "crop" else work.masks(video_id)
     return known["count"] == (sum(1 for _ in folder.glob("*.png")) if folder.is_dir() else 0)
 
 
 def read_manifest(work: WorkFolder, video_id: str) -> dict:
-    """Read what is known of a video: stage → status, count, reason, settings, inputs. Empty for a new one."""
+    """Read what is known of a video: stage → status, count, reason, settings, inputs. Empty for a new one.
+
+    A damaged manifest tells nothing, so its stages are made again.
+    """
     path = work.manifest(video_id)
-    return json.loads(path.read_text()) if path.exists() else {}
+    try:
+        return json.loads(path.read_text()) if path.exists() else {}
+    except ValueError:
+        return {}
 
 
 def _record(
@@ -271,9 +311,8 @@ def _forget(work: WorkFolder, video_id: str, stage: str) -> list[str]:
     """
     gone = STAGES[STAGES.index(stage) :]
     manifest = read_manifest(work, video_id)
-    if not set(gone) & set(manifest):
-        return []
-    write_json(work.manifest(video_id), {name: entry for name, entry in manifest.items() if name not in gone})
+    if set(gone) & set(manifest):
+        write_json(work.manifest(video_id), {name: entry for name, entry in manifest.items() if name not in gone})
     if "detect" in gone:
         work.boxes(video_id).unlink(missing_ok=True)
     if "crop" in gone:
@@ -308,6 +347,8 @@ def detect_faces(path: Path, original_id: str, family: Family) -> Made:
     count, lost = sum(len(faces.boxes) for faces in found), sorted(set(wanted) - set(numbers))
     if lost:
         return Made(count, "decode_error", f"{len(lost)} of {len(wanted)} frames can't be decoded: {_list_some(lost)}")
+    if info.n_missing:
+        return Made(count, "short", f"the file ends {info.n_missing} frames before its header says")
     return Made(count) if count else Made(0, "no_face", f"no face in {len(numbers)} frames")
 
 
@@ -342,10 +383,11 @@ def crop_faces(path: Path, video_id: str, original_id: str, family: Family) -> M
 
 
 def _judge_crops(count: int, lost: list[int], empty: list[str], n_wanted: int, n_frames: int) -> Made:
-    if lost and lost[0] >= n_frames:
-        return Made(count, "short", f"{n_frames} frames; its original's boxes go on to frame {lost[-1]}")
+    broken = [frame_idx for frame_idx in lost if frame_idx < n_frames]
+    if broken:
+        return Made(count, "decode_error", f"{len(broken)} of {n_wanted} frames can't be decoded: {_list_some(broken)}")
     if lost:
-        return Made(count, "decode_error", f"{len(lost)} of {n_wanted} frames can't be decoded: {_list_some(lost)}")
+        return Made(count, "short", f"{n_frames} frames; its original's boxes go on to frame {lost[-1]}")
     if empty:
         return Made(count, "empty_crop", f"{len(empty)} boxes leave nothing inside the frame: {_list_some(empty)}")
     return Made(count)
@@ -373,13 +415,18 @@ def make_masks(fake_id: str, original_id: str, family: Family) -> Made:
     return Made(count)
 
 
-def collect_status(work: WorkFolder, table: pd.DataFrame) -> pd.DataFrame:
-    """One row a video and stage, from the manifests: video_id, stage, status, count, reason."""
-    rows = [
-        {"video_id": video_id, "stage": stage} | {k: entry[k] for k in ("status", "count", "reason")}
-        for video_id in table.video_id
-        for stage, entry in read_manifest(work, video_id).items()
-    ]
+def collect_status(work: WorkFolder, table: pd.DataFrame, config: PreprocessConfig) -> pd.DataFrame:
+    """One row a video and stage, from the manifests: video_id, stage, status, count, reason.
+
+    What was made with other settings than `config`'s is `stale`: it stands, and folds.csv does not name it.
+    """
+    rows = []
+    for video_id in table.video_id:
+        for stage, entry in read_manifest(work, video_id).items():
+            told = {name: entry[name] for name in ("status", "count", "reason")}
+            if entry["settings"] not in ({}, config.of_stage(stage)):
+                told |= {"status": "stale", "reason": f"made with other settings ({entry['status']})"}
+            rows.append({"video_id": video_id, "stage": stage} | told)
     return pd.DataFrame(rows, columns=["video_id", "stage", "status", "count", "reason"])
 
 
@@ -402,4 +449,5 @@ def write_folds(work: WorkFolder, table: pd.DataFrame, config: PreprocessConfig)
     folds = pd.DataFrame(rows, columns=FOLD_COLUMNS).sort_values(["part", "video_id", "frame_idx", "face_idx"])
     with appear_whole(work.folds) as temporary:
         folds.to_csv(temporary, index=False)
-    return describe_folds(table, table.fold.to_numpy())
+    used = table[table.video_id.isin(folds.video_id)]
+    return f"{len(folds)} crops; " + describe_folds(used, used.fold.to_numpy())

@@ -34,11 +34,12 @@ class Run:
 
 
 def balanced_loss(logits: Tensor, labels: Tensor, smoothing: float) -> Tensor:
-    """Mean of the reals' and the fakes' cross-entropy, labels smoothed to [s/2, 1 - s/2]. logits, labels: (N,).
+    """Mean of the reals' and the fakes' cross-entropy, labels smoothed to `smoothing` and 1 - `smoothing`.
 
-    Source: upstream averages each class by itself, so that neither outweighs the other; smoothing from the slides.
+    logits, labels: (N,). Source: upstream averages each class by itself, so that neither outweighs the other, and
+    clips the labels; the slides have 0.01. Notebook 01 derives where a smoothed logit settles.
     """
-    smooth = labels * (1 - smoothing) + smoothing / 2
+    smooth = labels.clamp(smoothing, 1 - smoothing)
     losses = nn.functional.binary_cross_entropy_with_logits(logits, smooth, reduction="none")
     return torch.stack([losses[labels == label].mean() for label in (0, 1) if (labels == label).any()]).mean()
 

@@ -21,12 +21,13 @@ class VideoError(Exception):
 
 
 class VideoInfo(NamedTuple):
-    """A video's size in pixels, and how many frames its packets hold."""
+    """A video's size in pixels, how many frames its packets hold, and how many more its header promises."""
 
     width: int
     height: int
     n_frames: int
     fps: float
+    n_missing: int = 0  # a download that broke off
 
 
 def open_video(path: Path) -> cv2.VideoCapture:
@@ -47,27 +48,30 @@ def probe(path: Path) -> VideoInfo:
     capture = open_video(path)
     try:
         width, height = (int(capture.get(p)) for p in (cv2.CAP_PROP_FRAME_WIDTH, cv2.CAP_PROP_FRAME_HEIGHT))
-        return VideoInfo(width, height, len(frame_times(path)), capture.get(cv2.CAP_PROP_FPS))
+        times, n_missing = frame_times(path)
+        return VideoInfo(width, height, len(times), capture.get(cv2.CAP_PROP_FPS), n_missing)
     finally:
         capture.release()
 
 
-def frame_times(path: Path) -> np.ndarray:
+def frame_times(path: Path) -> tuple[np.ndarray, int]:
     """When each frame is shown, in order: (n_frames,) milliseconds; NaN throughout where the file does not say.
 
     Read from the packets, without decoding: what a header claims may be wrong, and counting decoded frames goes
-    wrong as soon as one can't be decoded.
+    wrong as soon as one can't be decoded. The second value: how many frames the header promises beyond these.
     """
     try:
         with av.open(str(path)) as container:
             stream = container.streams.video[0]
-            shown = [packet.pts for packet in container.demux(stream) if packet.size and not packet.is_discard]
-            start, tick = stream.start_time, stream.time_base
+            packets = [(packet.pts, packet.is_discard) for packet in container.demux(stream) if packet.size]
+            start, tick, promised = stream.start_time, stream.time_base, stream.frames
     except (av.error.FFmpegError, IndexError) as error:
         raise VideoError("unreadable", path, f"no video stream that FFmpeg can read ({error})") from error
-    if start is None or None in shown or len(set(shown)) < len(shown):
-        return np.full(len(shown), np.nan)
-    return (np.sort(np.array(shown, float)) - start) * float(tick * 1000)
+    shown, n_missing = [pts for pts, discarded in packets if not discarded], max(promised - len(packets), 0)
+    # An AVI with B-frames has times that begin before its start, and are not those that the decoder reports.
+    if start is None or None in shown or len(set(shown)) < len(shown) or min(shown, default=0) != start:
+        return np.full(len(shown), np.nan), n_missing
+    return (np.sort(np.array(shown, float)) - start) * float(tick * 1000), n_missing
 
 
 def iterate_frames(path: Path, indices: Iterable[int]) -> Iterator[tuple[int, np.ndarray]]:
@@ -78,14 +82,17 @@ def iterate_frames(path: Path, indices: Iterable[int]) -> Iterator[tuple[int, np
     known by its time, not by counting. (Upstream counted.)
     """
     wanted = set(int(i) for i in indices)
-    times = frame_times(path)
+    times, _ = frame_times(path)
     capture, last, failures, position = open_video(path), max(wanted, default=-1), 0, -1
     try:
         while position < last and failures <= len(times):
             if not capture.grab():  # a broken packet, or the end; only trying again tells
                 failures += 1
                 continue
-            position = _frame_number(capture, times, position)
+            number = _frame_number(capture, times, position)
+            if number <= position:
+                continue
+            position = number
             if position in wanted:
                 decoded, frame = capture.retrieve()
                 if decoded:

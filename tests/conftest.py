@@ -29,12 +29,16 @@ def load_runner():
     return module
 
 
-def write_intra_video(path, frames, times=None, drop=()):
-    """Every frame by itself (no prediction), shown at `times` (in 1/600 s); packets in `drop` are filled with ones."""
-    with av.open(str(path), "w") as container:
+def write_intra_video(path, frames, times=None, drop=(), options=None, form="mp4"):
+    """Every frame by itself (no prediction), shown at `times` (in 1/600 s); packets in `drop` are filled with ones.
+
+    options: further ones of encoder and container. form: the container; None tells it by the file's name.
+    """
+    options = {"g": "1", "crf": "10", "bf": "0"} | (options or {})
+    with av.open(str(path), "w", format=form, options=options) as container:
         stream = container.add_stream("libx264", rate=30)
         stream.width, stream.height, stream.pix_fmt = frames[0].shape[1], frames[0].shape[0], "yuv420p"
-        stream.options = {"g": "1", "crf": "10", "bf": "0"}
+        stream.options = options
         stream.codec_context.time_base = Fraction(1, 600)
         for number, picture in enumerate(frames):
             frame = av.VideoFrame.from_ndarray(picture, format="rgb24")

@@ -94,21 +94,25 @@ def test_no_two_faces_of_a_frame_share_a_number(frames):
         assert len(set(numbers)) == len(numbers)
 
 
-def test_two_people_who_cross_in_the_sample_keep_their_face_idx(detector):
-    """Filmed, detected at every 10th frame and linked: each number belongs to one person, also after the crossing."""
-    shot = next(shot for _, shot, _ in sample.plan(4, 16, 48, 0) if shot.crosses)
+SHOTS = [shot for _, shot, _ in sample.plan(4, 16, 48, 0) if len(shot.identities) == 2 or shot.leaves_frame]
+
+
+@pytest.mark.parametrize("shot", SHOTS, ids=["two people, camera in the hand", "leaves the frame", "two people cross"])
+def test_people_in_the_sample_keep_their_face_idx(detector, shot):
+    """Filmed, detected at every 10th frame and linked: each number belongs to one person, and each person has one."""
     filmed = list(sample.film(shot))
     numbers = range(0, len(filmed), 10)
     found = detector.detect_resized([filmed[i][0] for i in numbers])
-    owners: dict[str, set] = {"collins": set(), "hopper": set()}
+    owners: dict[str, set] = {identity: set() for identity in shot.identities}
     for frame_idx, faces, face_idx in zip(numbers, found, link_faces(found, numbers), strict=True):
-        places = np.array([person.landmarks.mean(axis=0) for person in filmed[frame_idx][1]])
-        apart = np.hypot(*(places[0] - places[1]))
+        people = filmed[frame_idx][1]
+        places = np.array([person.landmarks.mean(axis=0) for person in people])
+        apart = np.hypot(*(places[0] - places[-1])) if len(people) > 1 else np.inf
         for box, number in zip(faces.boxes, face_idx, strict=True):
             if apart > box[2] - box[0]:  # otherwise nobody can say whose box it is
                 nearest = np.hypot(*(places - (box[:2] + box[2:]) / 2).T).argmin()
-                owners[filmed[frame_idx][1][nearest].identity].add(int(number))
-    assert sorted(map(sorted, owners.values())) == [[0], [1]]
+                owners[people[nearest].identity].add(int(number))
+    assert sorted(map(sorted, owners.values())) == [[i] for i in range(len(people))]
 
 
 def test_a_frame_smaller_than_any_face_has_none(detector):

@@ -39,6 +39,11 @@ def test_parts_become_one_sorted_table(tmp_path):
         ({"a.mp4": {"label": "FAKE"}}, "original of a.mp4"),
         ({"a.mp4": {"label": "FAKE", "original": "../b.mp4"}}, "plain file name"),
         ({"a.mp4": {"label": "FAKE", "original": ["b.mp4"]}}, "plain file name"),
+        ({"a\0.mp4": {"label": "REAL"}}, "plain file name"),
+        ({"a" * 300 + ".mp4": {"label": "REAL"}}, "plain file name"),
+        ('{"a\\ud800.mp4": {"label": "REAL"}}', "plain file name"),
+        ("[" * 100_000, "is not JSON"),
+        ('{"a.mp4": {"label": "REAL"}, "a.mp4": {"label": "REAL"}}', "listed twice"),
     ],
 )
 def test_strange_metadata_is_one_clear_error(tmp_path, entries, message):

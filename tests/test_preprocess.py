@@ -177,6 +177,83 @@ def test_another_video_under_the_same_name_is_processed_again(small_sample, work
     assert done.actions["crop", "made again"] == 1
 
 
+def test_folds_alone_can_be_made_again(small_sample, small_work, work_copy):
+    work_copy.folds.unlink()
+    preprocess(small_sample, work_copy, EVERY_6, stages=["folds"])
+    assert files_of(work_copy) == files_of(small_work)
+
+
+def test_what_was_made_with_other_settings_is_called_stale(small_sample, work_copy):
+    """After a new detection alone nothing may claim that the old crops belong to it."""
+    done = preprocess(small_sample, work_copy, PreprocessConfig(every=4), stages=["detect", "folds"])
+    status = done.status.groupby("stage").status.agg(set)
+    assert status["detect"] == {"ok"}
+    assert status["crop"] == {"stale"}
+    assert len(pd.read_csv(work_copy.folds)) == 0
+
+
+def test_folds_do_not_outlive_the_crops_that_they_name(small_sample, work_copy):
+    preprocess(small_sample, work_copy, PreprocessConfig(every=6, margin=0.4), stages=["crop"])
+    assert not work_copy.folds.exists()
+
+
+def test_videos_that_are_gone_are_not_forgotten_for_new_settings(small_sample, small_work, work_copy, tmp_path):
+    data = tmp_path / "small"
+    shutil.copytree(small_sample, data)
+    for video in data.glob("*/*.mp4"):
+        video.unlink()
+    done = preprocess(data, work_copy, PreprocessConfig(every=6, margin=0.5))
+    assert done.actions["crop", "stale, and the video is gone"] == 12
+    assert set(done.status[done.status.stage == "crop"].status) == {"stale"}
+    assert len(list(work_copy.root.glob("crops/*/*.png"))) == len(list(small_work.root.glob("crops/*/*.png")))
+
+
+def test_a_failure_in_the_original_does_not_stick_to_its_fakes(small_sample, small_work, tmp_path, monkeypatch):
+    """A full disk while the original is cropped: the next run mends the masks too."""
+    work, real = WorkFolder(tmp_path / "work"), set(read_metadata(small_sample).query("label == 0").video_id)
+
+    def fail(path, picture):
+        if path.parent.name.split(".")[1] in real:
+            raise OSError("No space left on device")
+        return write_png(path, picture)
+
+    with monkeypatch.context() as patched:
+        patched.setattr("dfdc_lib.preprocess.write_png", fail)
+        status = preprocess(small_sample, work, EVERY_6).status
+    assert set(status[status.stage == "masks"].status) == {"missing_partner"}
+    preprocess(small_sample, work, EVERY_6)
+    assert files_of(work) == files_of(small_work)
+
+
+def test_an_original_that_becomes_unreadable_takes_its_fakes_artifacts_along(small_sample, work_copy, tmp_path):
+    data = tmp_path / "small"
+    shutil.copytree(small_sample, data)
+    original = read_metadata(data).query("label == 0").iloc[0]
+    (data / original.file).write_text("not a video")
+    done = preprocess(data, work_copy, EVERY_6)
+    fakes = read_metadata(data).query("label == 1 and original_id == @original.video_id").video_id
+    assert not [fake for fake in fakes if work_copy.crops(fake).exists() or work_copy.masks(fake).exists()]
+    assert not set(fakes) & set(pd.read_csv(work_copy.folds).video_id)
+    assert set(done.status[done.status.video_id.isin(fakes)].status) == {"unreadable"}
+
+
+def test_damaged_records_are_made_again(small_sample, small_work, work_copy):
+    video = read_metadata(small_sample).query("label == 0").iloc[0]
+    work_copy.manifest(video.video_id).write_text("")
+    work_copy.boxes(video.video_id).write_text("{")
+    preprocess(small_sample, work_copy, EVERY_6)
+    assert files_of(work_copy) == files_of(small_work)
+
+
+def test_few_originals_are_those_that_are_there(small_sample, tmp_path):
+    data = tmp_path / "small"
+    shutil.copytree(small_sample, data)
+    originals = read_metadata(data).query("label == 0")
+    for file in originals.file[:2]:
+        (data / file).unlink()
+    assert set(choose_originals(read_metadata(data), 2, data).original_id) == set(originals.video_id[2:])
+
+
 def replace_boxes(work: WorkFolder, original_id: str, change) -> None:
     boxes = json.loads(work.boxes(original_id).read_text())
     change(boxes)
@@ -274,7 +351,10 @@ def test_leftovers_of_dead_processes_are_swept_and_those_of_the_living_are_not(t
     left = tmp_path / f".a.json.{platform.node()}-{dead.pid}.part"
     left.write_text("half")
     (tmp_path / f".b.{platform.node()}-{dead.pid}.part").mkdir()
-    kept = [tmp_path / f".a.json.{platform.node()}-{os.getpid()}.part", tmp_path / f".a.json.elsewhere-{dead.pid}.part"]
+    kept = [
+        tmp_path / f".a.json.{platform.node()}-{os.getppid()}.part",
+        tmp_path / f".a.json.elsewhere-{dead.pid}.part",
+    ]
     for path in kept:
         path.write_text("at work")
     sweep_leftovers(tmp_path)
@@ -334,11 +414,11 @@ def test_an_original_that_can_not_be_read_shows_in_each_of_its_fakes(small_sampl
 
 def test_originals_are_chosen_evenly_over_parts(small_sample):
     table = read_metadata(small_sample)
-    chosen = choose_originals(table, 2)
+    chosen = choose_originals(table, 2, small_sample)
     assert chosen.part.nunique() == 2
     assert chosen.original_id.nunique() == 2
     assert len(chosen) == 6
-    assert len(choose_originals(table, 0)) == len(table)
+    assert len(choose_originals(table, 0, small_sample)) == len(table)
 
 
 def test_a_failed_write_leaves_the_old_artifact(tmp_path):

@@ -31,7 +31,7 @@ def test_neither_class_outweighs_the_other():
 def test_smoothing_makes_certainty_cost():
     sure, label = torch.tensor([20.0]), torch.tensor([1.0])
     assert balanced_loss(sure, label, 0.0) < 1e-6
-    assert balanced_loss(sure, label, 0.01) == pytest.approx(0.005 * 20, rel=1e-3)
+    assert balanced_loss(sure, label, 0.01) == pytest.approx(0.01 * 20, rel=1e-3)
 
 
 def test_the_slides_schedule_is_polynomial():

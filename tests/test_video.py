@@ -35,7 +35,7 @@ def test_a_video_that_ends_early_yields_what_it_has(coded_video):
     assert [i for i, _ in video.iterate_frames(coded_video, [38, 39, 40, 90])] == [38, 39]
 
 
-def test_probe_reads_the_header(coded_video):
+def test_probe_tells_size_count_and_rate(coded_video):
     assert video.probe(coded_video) == video.VideoInfo(64, 48, 40, 30)
 
 
@@ -86,3 +86,23 @@ def test_a_variable_frame_rate_keeps_numbers(tmp_path):
     got = [(i, number_of(frame)) for i, frame in video.iterate_frames(tmp_path / "variable.mp4", range(40))]
     assert got == [(i, i) for i in range(40) if i != 6]
     assert video.probe(tmp_path / "variable.mp4").n_frames == 40
+
+
+def test_a_download_that_broke_off_says_how_much_is_missing(tmp_path):
+    write_intra_video(tmp_path / "whole.mp4", coded_frames(40), options={"movflags": "faststart"})
+    data = (tmp_path / "whole.mp4").read_bytes()
+    (tmp_path / "cut.mp4").write_bytes(data[: len(data) * 6 // 10])
+    info = video.probe(tmp_path / "cut.mp4")
+    assert 5 < info.n_frames < 35
+    assert info.n_frames + info.n_missing == 40
+    got = [(i, number_of(frame)) for i, frame in video.iterate_frames(tmp_path / "cut.mp4", range(info.n_frames - 1))]
+    assert got == [(i, i) for i in range(info.n_frames - 1)]
+
+
+@pytest.mark.parametrize("suffix", ["avi", "mkv", "mov", "ts"])
+def test_containers_and_frames_out_of_order_keep_numbers(tmp_path, suffix):
+    write_intra_video(tmp_path / f"v.{suffix}", coded_frames(40), options={"g": "12", "bf": "2"}, form=None)
+    got = [(i, number_of(frame)) for i, frame in video.iterate_frames(tmp_path / f"v.{suffix}", range(40))]
+    assert [i for i, _ in got] == sorted({i for i, _ in got})
+    assert len(got) >= 38
+    assert all(abs(i - number) <= 1 for i, number in got)
