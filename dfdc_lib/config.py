@@ -32,6 +32,7 @@ ENCODERS = {
 # How much around the face, as the slides, upstream's README and upstream's code have it. The released weights go with
 # the last, "upstream": see geometry.add_margin.
 MARGINS = {"slides": 0.2, "readme": 0.3, "upstream": "upstream"}
+DETECT_METHOD = 1  # raise it when the same settings would give other boxes, landmarks or face_idx
 STAGES = ("detect", "crop", "masks", "folds")  # of preprocessing, in their order
 
 
@@ -56,7 +57,7 @@ class PreprocessConfig:
 
     def of_stage(self, stage: str) -> dict:
         """The settings that a stage's artifacts depend on: its own and those of the stages before it."""
-        detect = {"every": self.every, "thresholds": list(self.thresholds)}
+        detect = {"method": DETECT_METHOD, "every": self.every, "thresholds": list(self.thresholds)}
         crop = detect | {"margin": self.margin}
         return {"detect": detect, "crop": crop, "masks": crop}[stage]
 

@@ -1,11 +1,13 @@
 """Crops to batches: which are drawn, and how they are read."""
 
+import json
+
 import numpy as np
 import pandas as pd
 import torch
 from torch.utils.data import Dataset
 
-from dfdc_lib.geometry import isotropic_resize
+from dfdc_lib.geometry import add_margin, isotropic_resize
 from dfdc_lib.paths import WorkFolder, face_file, read_png
 
 KEY = ["original_id", "frame_idx", "face_idx"]
@@ -54,6 +56,17 @@ def draw_pairs(pairs: pd.DataFrame, n_pairs: int, seed: int) -> pd.DataFrame:
     """Draw pairs so that each original is equally likely, however many frames or fakes it has."""
     weights = 1 / pairs.groupby("original_id").original_id.transform("size")
     return pairs.sample(n=n_pairs, replace=True, weights=weights, random_state=seed)
+
+
+def read_landmarks(work: WorkFolder, original_id: str) -> dict[str, np.ndarray]:
+    """The landmarks of an original's family: name of the crop → (5, 2) float32, in pixels of the crop."""
+    stored, margin = json.loads(work.boxes(original_id).read_text()), work.read_source()["margin"]
+    return {
+        face_file(frame["frame_idx"], face_idx): np.float32(points)
+        - add_margin(box, margin, stored["width"], stored["height"])[:2]
+        for frame in stored["frames"]
+        for face_idx, box, points in zip(frame["face_idx"], frame["boxes"], frame["landmarks"], strict=True)
+    }
 
 
 class CropReader:

@@ -87,3 +87,17 @@ def test_items_have_the_promised_shapes(small_work, rows):
     assert pictures.shape == (2, 3, 48, 48)
     assert labels.tolist() == [0, 1]
     assert not np.array_equal(pictures[0], pictures[1])
+
+
+def test_landmarks_lie_on_the_face_of_their_crop(rows, small_work):
+    """The detector, run on the crop itself, puts its landmarks in the same places."""
+    from dfdc_lib.faces import FaceDetector
+    from dfdc_lib.paths import read_png
+
+    original_id = rows.original_id.iloc[0]
+    landmarks = d.read_landmarks(small_work, original_id)
+    assert list(landmarks) == small_work.crop_names(original_id)
+    for name, points in landmarks.items():
+        crop = read_png(small_work.crops(original_id) / name)
+        found = FaceDetector((0.6, 0.6, 0.6)).detect_resized([crop])[0]
+        assert np.abs(found.landmarks[0] - points).max() < 0.1 * crop.shape[1]
