@@ -7,6 +7,7 @@ with ImageNet's mean and spread. A second picture passed as `fake` is augmented 
 """
 
 import warnings
+from functools import partial
 
 import albumentations as A
 import cv2
@@ -244,4 +245,4 @@ def _shift_scale_rotate(shift: float, scale: float, degrees: float, p: float) ->
     )  # fmt: skip
 
 
-AUGMENTATIONS = {"slides": train_transforms, "demo": demo_transforms}
+AUGMENTATIONS = {"slides": train_transforms, "hard": partial(train_transforms, hard=True), "demo": demo_transforms}

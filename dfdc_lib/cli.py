@@ -8,7 +8,16 @@ from dataclasses import replace
 from pathlib import Path
 
 from dfdc_lib.aggregate import STRATEGIES
-from dfdc_lib.config import DEMO_TRAINING, ENCODERS, MARGINS, STAGES, THRESHOLDS, PreprocessConfig, TrainConfig
+from dfdc_lib.config import (
+    DEMO_TRAINING,
+    ENCODERS,
+    MARGINS,
+    STAGES,
+    THRESHOLDS,
+    PreprocessConfig,
+    TrainConfig,
+    encoder_preset,
+)
 from dfdc_lib.paths import WorkFolder
 from dfdc_lib.progress import progress_bar
 
@@ -63,10 +72,17 @@ def run_train(args) -> int:
 
     config = DEMO_TRAINING if args.demo else TrainConfig()
     if args.encoder and not args.demo:
-        config = replace(config, encoder=args.encoder, batch=ENCODERS[args.encoder].batch)
-    given = {k: getattr(args, k) for k in ("encoder", "steps", "batch", "fold", "seed") if getattr(args, k) is not None}
-    run = train(WorkFolder(args.work), replace(config, **given), args.run, progress=progress_bar("step"))
-    print(f"checkpoint: {run.checkpoint}")
+        config = replace(config, encoder=args.encoder, batch=encoder_preset(args.encoder).batch)
+    names = ("encoder", "steps", "batch", "fold", "seed", "precision", "augmentation")
+    given = {name: getattr(args, name) for name in names if getattr(args, name) is not None}
+    run = train(
+        WorkFolder(args.work), replace(config, **given), args.run, args.pretrained, args.workers,
+        overwrite=args.overwrite, progress=progress_bar("step"),
+    )  # fmt: skip
+    if not run.finished:
+        print(f"stopped after step {len(run.losses)}: the same command goes on from there", file=sys.stderr)
+        return 130
+    print(f"checkpoint: {run.checkpoint}; validation log loss {run.metrics.valid_loss.iloc[-1]:.3f}")
     return 0
 
 
@@ -143,9 +159,17 @@ def build_parser() -> argparse.ArgumentParser:
     tr.add_argument("--work", type=Path, required=True)
     tr.add_argument("--run", required=True, help="the run's name: runs/<name>")
     tr.add_argument("--demo", action="store_true", help="the demo's settings instead of the slides'")
-    tr.add_argument("--encoder", choices=ENCODERS)
+    tr.add_argument("--encoder", help=f"{', '.join(ENCODERS)}, or any name that timm knows")
     for name in ("steps", "batch", "fold", "seed"):
         tr.add_argument(f"--{name}", type=int)
+    tr.add_argument("--precision", choices=("no", "fp16", "bf16"), help="mixed precision")
+    tr.add_argument("--augmentation", choices=("slides", "hard", "demo"))
+    tr.add_argument(
+        "--pretrained", type=Path, nargs="?", const=True, default=False, metavar="FILE_OR_FOLDER",
+        help="start from ImageNet's weights: a file, a folder that holds them, or without a value timm's download",
+    )  # fmt: skip
+    tr.add_argument("--workers", type=int, default=0, help="processes that read crops")
+    tr.add_argument("--overwrite", action="store_true", help="replace a run of this name that has other settings")
 
     pred = add("predict", run_predict, "score videos: is it a fake?")
     pred.add_argument("videos", nargs="+", type=Path, metavar="VIDEO_OR_FOLDER")

@@ -26,7 +26,24 @@ ENCODERS = {
     "b5": EncoderPreset("tf_efficientnet_b5.ns_jft_in1k", 380, 16, published_log_loss=0.25),
     "b6": EncoderPreset("tf_efficientnet_b6.ns_jft_in1k", 380, 12, published_log_loss=0.27),
     "b7": EncoderPreset("tf_efficientnet_b7.ns_jft_in1k", 380, 12, published_log_loss=0.24),
+    "resnest50": EncoderPreset("resnest50d.in1k", 380, 16, drop_path=0.0),
+    "resnest101": EncoderPreset("resnest101e.in1k", 380, 16, drop_path=0.0),
+    "resnest200": EncoderPreset("resnest200e.in1k", 380, 12, drop_path=0.0),
 }
+
+
+def encoder_preset(name: str) -> EncoderPreset:
+    """The preset of this name; for any other encoder that timm knows, one with its own input size.
+
+    Raises ValueError for a name that neither knows.
+    """
+    if name in ENCODERS:
+        return ENCODERS[name]
+    import timm
+
+    if not timm.is_model(name):
+        raise ValueError(f"encoder must be one of {', '.join(ENCODERS)}, or a model that timm knows, got {name!r}")
+    return EncoderPreset(name, timm.get_pretrained_cfg(name).input_size[-1], 16, drop_path=0.0)
 
 
 # How much around the face, as the slides, upstream's README and upstream's code have it. The released weights go with
@@ -75,18 +92,33 @@ class TrainConfig:
     weight_decay: float = 1e-4
     smoothing: float = 0.01  # slides: labels become 0.01 and 0.99
     paired: bool = False  # each real crop beside its own fake, both augmented alike
-    augmentation: str = "slides"  # "slides" or "demo"
+    augmentation: str = "slides"  # "slides", "hard" (with blackouts) or "demo"
     fold: int = 0  # the fold held out for validation
     seed: int = 0
+    precision: str = "no"  # mixed precision: "no", "fp16" or "bf16"
+    freeze_batchnorm: bool = False  # keep the encoder's running statistics, as fine-tuning on small batches may want
+    valid_every: int = 20  # validate on every n-th frame, as upstream does
 
     def __post_init__(self):
-        choices = {"encoder": ENCODERS, "optimizer": ("sgd", "adamw"), "augmentation": ("slides", "demo")}
+        choices = {
+            "optimizer": ("sgd", "adamw"),
+            "augmentation": ("slides", "hard", "demo"),
+            "precision": ("no", "fp16", "bf16"),
+        }
+        encoder_preset(self.encoder)
         for field, valid in choices.items():
             if getattr(self, field) not in valid:
                 raise ValueError(f"{field} must be one of {', '.join(valid)}, got {getattr(self, field)!r}")
+        for field in ("steps", "epoch_steps", "batch", "valid_every"):
+            if getattr(self, field) < 1:
+                raise ValueError(f"{field} must be at least 1, got {getattr(self, field)}")
+        if self.paired and self.batch % 2:
+            raise ValueError(f"a batch of pairs must be even, got {self.batch}")
+        if self.paired and self.augmentation == "hard":
+            raise ValueError("pairs are not blacked out: choose augmentation slides or demo")
 
 
 DEMO_TRAINING = TrainConfig(
     encoder="tiny", steps=450, epoch_steps=90, batch=32, optimizer="adamw", learning_rate=3e-3, weight_decay=0.02,
-    smoothing=0.05, paired=True, augmentation="demo",
+    smoothing=0.05, paired=True, augmentation="demo", valid_every=1,
 )  # fmt: skip

@@ -7,8 +7,9 @@ import pandas as pd
 import torch
 from torch.utils.data import Dataset
 
+from dfdc_lib.config import TrainConfig
 from dfdc_lib.geometry import add_margin, isotropic_resize
-from dfdc_lib.paths import WorkFolder, face_file, read_png
+from dfdc_lib.paths import WorkFolder, face_file, read_mask, read_png
 
 KEY = ["original_id", "frame_idx", "face_idx"]
 
@@ -69,12 +70,47 @@ def read_landmarks(work: WorkFolder, original_id: str) -> dict[str, np.ndarray]:
     }
 
 
+def check_files(rows: pd.DataFrame, work: WorkFolder) -> None:
+    """Raise FileNotFoundError, naming the first, where crops of the table are not on disk: before hours of training."""
+    missing = []
+    for video_id, crops in rows.groupby("video_id"):
+        there = set(work.crop_names(video_id))
+        named = (face_file(frame, face) for frame, face in zip(crops.frame_idx, crops.face_idx, strict=True))
+        missing += [work.crops(video_id) / name for name in named if name not in there]
+    if missing:
+        raise FileNotFoundError(
+            f"{len(missing)} crops of folds.csv are missing, such as {missing[0]}: preprocess again"
+        )
+
+
+def epoch_order(rows: pd.DataFrame, config: TrainConfig, epoch: int, n_items: int) -> pd.DataFrame:
+    """The crops, or with `paired` the pairs (see `pair`), of one epoch in their order: n_items rows.
+
+    Crops: all reals and as many fakes, shuffled, again and again until there are enough; more are cut off, as upstream
+    does after 2,500 steps. What is drawn follows from the seed and the epoch alone.
+    """
+    if config.paired:
+        return draw_pairs(rows, n_items, stream_seed(config.seed, epoch, 0))
+    passes, count = [], 0
+    while count < n_items:
+        drawn = balance(rows, stream_seed(config.seed, epoch, 2 * len(passes)))
+        passes.append(drawn.sample(frac=1, random_state=stream_seed(config.seed, epoch, 2 * len(passes) + 1)))
+        count += len(drawn)
+    return pd.concat(passes)[:n_items]
+
+
+def stream_seed(*key: int) -> int:
+    """A seed for one purpose: other keys give unrelated streams (seed + epoch would make runs repeat each other)."""
+    return int(np.random.SeedSequence(key).generate_state(1)[0])
+
+
 class CropReader:
     """Read crops; with `keep`, hold each in memory, resized so that its longer side is `size`."""
 
     def __init__(self, work: WorkFolder, size: int, keep: bool = False):
         self.work, self.size, self.keep = work, size, keep
         self._kept: dict[tuple, np.ndarray] = {}
+        self._landmarks: dict[str, dict[str, np.ndarray]] = {}
 
     def __call__(self, video_id: str, frame_idx: int, face_idx: int) -> np.ndarray:
         """Return a crop (H, W, 3) uint8 RGB."""
@@ -86,37 +122,78 @@ class CropReader:
             crop = self._kept[key] = isotropic_resize(crop, self.size)
         return crop
 
+    def mask(self, video_id: str, frame_idx: int, face_idx: int) -> np.ndarray | None:
+        """Return a fake's mask (H, W) uint8, or None where there is none."""
+        path = self.work.masks(video_id) / face_file(frame_idx, face_idx)
+        return read_mask(path) if path.exists() else None
+
+    def landmarks(self, original_id: str, frame_idx: int, face_idx: int) -> np.ndarray:
+        """Return the landmarks (5, 2) in pixels of the crop as it lies on disk."""
+        if original_id not in self._landmarks:
+            self._landmarks[original_id] = read_landmarks(self.work, original_id)
+        return self._landmarks[original_id][face_file(frame_idx, face_idx)]
+
 
 class CropDataset(Dataset):
-    """One crop and its label: picture (3, S, S) float32, label float32 (1 = fake)."""
+    """One crop and its label: picture (3, S, S) float32, label float32 (1 = fake). None for a picture that is broken.
 
-    def __init__(self, rows: pd.DataFrame, reader: CropReader, transform):
-        self.rows = rows[["video_id", "frame_idx", "face_idx", "label"]].to_numpy()
-        self.reader, self.transform = reader, transform
+    seed: augments item i from (seed, i) alone, whatever was drawn before and in whichever process. hard: the
+    transform is given the mask and the landmarks too.
+    """
+
+    def __init__(self, rows: pd.DataFrame, reader: CropReader, transform, seed: int | None = None, hard: bool = False):
+        self.rows = rows[["video_id", "frame_idx", "face_idx", "label", "original_id"]].to_numpy()
+        self.reader, self.transform, self.seed, self.hard = reader, transform, seed, hard
 
     def __len__(self) -> int:
         return len(self.rows)
 
-    def __getitem__(self, index: int) -> tuple[torch.Tensor, torch.Tensor]:
-        *key, label = self.rows[index]
-        return self.transform(image=self.reader(*key))["image"], torch.tensor(float(label))
+    def __getitem__(self, index: int) -> tuple[torch.Tensor, torch.Tensor] | None:
+        *key, label, original_id = self.rows[index]
+        try:
+            given = {"image": self.reader(*key)}
+            if self.hard:
+                mask = self.reader.mask(*key)
+                empty = np.zeros(given["image"].shape[:2], np.uint8)
+                landmarks = self.reader.landmarks(original_id, *key[1:])
+                given |= {"mask": empty if mask is None else mask, "landmarks": landmarks, "label": label}
+        except ValueError:  # the file is there and can't be read: counted by `collate`
+            return None
+        if self.seed is not None:
+            self.transform.set_random_seed(stream_seed(self.seed, index))
+        return self.transform(**given)["image"], torch.tensor(float(label))
 
 
 class PairDataset(Dataset):
     """A real crop and its own fake, augmented alike: pictures (2, 3, S, S) float32, labels (2,) float32 = 0, 1.
 
     All that the two share (who, where, light, camera, augmentation) can then not lower the loss: only the
-    manipulation can. Ours, for small data; the slides draw single crops.
+    manipulation can. Ours, for small data; the slides draw single crops. None where one of the two is broken.
     """
 
-    def __init__(self, pairs: pd.DataFrame, reader: CropReader, transform):
+    def __init__(self, pairs: pd.DataFrame, reader: CropReader, transform, seed: int | None = None):
         self.rows = pairs[["real_id", "video_id", "frame_idx", "face_idx"]].to_numpy()
-        self.reader, self.transform = reader, transform
+        self.reader, self.transform, self.seed = reader, transform, seed
 
     def __len__(self) -> int:
         return len(self.rows)
 
-    def __getitem__(self, index: int) -> tuple[torch.Tensor, torch.Tensor]:
+    def __getitem__(self, index: int) -> tuple[torch.Tensor, torch.Tensor] | None:
         real_id, fake_id, *place = self.rows[index]
-        both = self.transform(image=self.reader(real_id, *place), fake=self.reader(fake_id, *place))
+        try:
+            given = {"image": self.reader(real_id, *place), "fake": self.reader(fake_id, *place)}
+        except ValueError:
+            return None
+        if self.seed is not None:
+            self.transform.set_random_seed(stream_seed(self.seed, index))
+        both = self.transform(**given)
         return torch.stack([both["image"], both["fake"]]), torch.tensor([0.0, 1.0])
+
+
+def collate(items: list) -> tuple[torch.Tensor, torch.Tensor, int]:
+    """Join items to a batch: pictures (N, 3, S, S), labels (N,), and how many items were broken and are left out."""
+    good = [item for item in items if item is not None]
+    if not good:
+        raise ValueError(f"all {len(items)} pictures of a batch are broken: check the crops with `dfdc preprocess`")
+    pictures, labels = (torch.stack(values) for values in zip(*good, strict=True))
+    return pictures.flatten(0, -4), labels.flatten(), len(items) - len(good)

@@ -2,12 +2,14 @@
 
 import pickle
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
-from dfdc_lib.config import ENCODERS
+from dfdc_lib.config import ENCODERS, EncoderPreset, encoder_preset
 from dfdc_lib.paths import appear_whole
 
 
@@ -15,28 +17,25 @@ from dfdc_lib.paths import appear_whole
 class ModelCard:
     """What a checkpoint must know to be used rightly."""
 
-    encoder: str  # a name from config.ENCODERS
+    encoder: str  # a name from config.ENCODERS, or timm's
     size: int  # side of the square input, pixels
     margin: float | str = 0.2  # of the crops that it was trained on
     trained_on: str = "nothing"  # "nothing", "sample" or the data folder's name
 
 
 class DeepfakeClassifier(nn.Module):
-    """Logit of "fake" for a batch of crops. encoder: a name from `config.ENCODERS`.
+    """Logit of "fake" for a batch of crops. encoder: a name from `config.ENCODERS`, or any that timm knows.
 
-    As upstream: encoder features, global average pool, dropout (0 unless given), one linear output.
+    As upstream: encoder features, global average pool, dropout (0 unless given), one linear output. pretrained: start
+    from weights of ImageNet, from timm's hub (True; where it can't be reached a line says so and the weights are
+    random), from a file, or from a folder that holds <timm name>.safetensors, .pth or .bin.
     """
 
-    def __init__(self, encoder: str, pretrained: bool = False, dropout: float = 0.0):
+    def __init__(self, encoder: str, pretrained: bool | Path | str = False, dropout: float = 0.0):
         super().__init__()
-        import timm
-
-        if encoder not in ENCODERS:
-            raise ValueError(f"unknown encoder {encoder!r}: choose one of {', '.join(ENCODERS)}")
-        preset = ENCODERS[encoder]
+        preset = encoder_preset(encoder)
         self.card = ModelCard(encoder, preset.size)
-        self.encoder = timm.create_model(preset.timm_name, pretrained=pretrained, drop_path_rate=preset.drop_path)
-        self.encoder.reset_classifier(0)
+        self.encoder = create_encoder(preset, pretrained)
         self.dropout = nn.Dropout(dropout)
         self.fc = nn.Linear(self.encoder.num_features, 1)
 
@@ -54,31 +53,112 @@ class DeepfakeClassifier(nn.Module):
         return self(crops.to(device)).sigmoid().float().cpu()
 
 
-def save_checkpoint(path: Path, model: DeepfakeClassifier) -> None:
-    """Write weights and card, whole or not at all."""
+def create_encoder(preset: EncoderPreset, pretrained: bool | Path | str) -> nn.Module:
+    """A timm encoder without its classifier, with random or pretrained weights."""
+    import timm
+
+    make = partial(timm.create_model, preset.timm_name, drop_path_rate=preset.drop_path, num_classes=0)
+    if pretrained is not True:
+        encoder = make(pretrained=False)
+        if pretrained:
+            load_pretrained_file(encoder, Path(pretrained), preset.timm_name)
+        return encoder
+    try:
+        return make(pretrained=True)
+    except (OSError, RuntimeError) as error:  # no network; or timm has no weights for this one
+        print(f"no pretrained weights for {preset.timm_name} ({type(error).__name__}): starting from random ones")
+        return make(pretrained=False)
+
+
+def load_pretrained_file(encoder: nn.Module, path: Path, timm_name: str) -> None:
+    """Load ImageNet's weights from a file, or from the file of the encoder's name in a folder. All keys must fit."""
+    if path.is_dir():
+        names = [f"{timm_name}{suffix}" for suffix in (".safetensors", ".pth", ".bin")]
+        path = next((path / name for name in names if (path / name).is_file()), path / names[0])
+    if not path.is_file():
+        raise FileNotFoundError(f"no pretrained weights: {path}")
+    if path.suffix == ".safetensors":
+        from safetensors.torch import load_file
+
+        weights = load_file(path)
+    else:
+        weights = read_weights(path)
+        weights = weights.get("state_dict", weights)
+    load_strictly(encoder, {k: v for k, v in weights.items() if not k.startswith("classifier.")}, path)
+
+
+def load_strictly(module: nn.Module, weights: dict[str, Tensor], path: Path) -> None:
+    """Load weights that fit exactly. Raises ValueError that names the keys that do not."""
+    wanted = module.state_dict()
+    missing, extra = sorted(wanted.keys() - weights.keys()), sorted(weights.keys() - wanted.keys())
+    unlike = [k for k in wanted.keys() & weights.keys() if wanted[k].shape != weights[k].shape]
+    if missing or extra or unlike:
+        told = [f"{len(keys)} {what}, such as {', '.join(keys[:3])}" for what, keys in
+                (("missing", missing), ("unknown", extra), ("of another shape", sorted(unlike))) if keys]  # fmt: skip
+        raise ValueError(f"{path} does not fit its model: {'; '.join(told)}")
+    module.load_state_dict(weights)
+
+
+def read_weights(path: Path) -> dict:
+    """Read a file of tensors and plain values; nothing in it is executed. Raises ValueError for anything else.
+
+    Old files may hold a numpy number (upstream's best loss), so its building blocks are allowed by name.
+    """
+    numpy_number = [np.dtype, np.dtypes.Float64DType, np.dtypes.Float32DType, np._core.multiarray.scalar]
+    numpy_number.append((np._core.multiarray.scalar, "numpy.core.multiarray.scalar"))  # its name before numpy 2
+    try:
+        with torch.serialization.safe_globals(numpy_number):
+            stored = torch.load(path, map_location="cpu", weights_only=True)
+    except (pickle.UnpicklingError, RuntimeError, EOFError, LookupError, TypeError, AttributeError) as error:
+        raise ValueError(f"{path} is not a checkpoint that can be read safely: {error}") from error
+    if not isinstance(stored, dict):
+        raise ValueError(f"{path} is not a checkpoint: it holds a {type(stored).__name__}")
+    return stored
+
+
+def save_checkpoint(path: Path, model: DeepfakeClassifier, training: dict | None = None) -> None:
+    """Write weights and card, whole or not at all; with `training`, also what a run needs to go on."""
+    stored = {"card": asdict(model.card), "state_dict": model.state_dict()}
     with appear_whole(path) as temporary:
-        torch.save({"card": asdict(model.card), "state_dict": model.state_dict()}, temporary)
+        torch.save(stored | ({"training": training} if training else {}), temporary)
 
 
 def load_checkpoint(path: Path) -> DeepfakeClassifier:
-    """Load a checkpoint that `save_checkpoint` wrote, ready to predict.
+    """Load a checkpoint that `save_checkpoint` wrote, or one that upstream released, ready to predict.
 
     Only tensors and plain values are read: nothing in the file is executed. Raises FileNotFoundError, or ValueError
     that names the file and what is wrong with it.
     """
     if not Path(path).is_file():
         raise FileNotFoundError(f"no such checkpoint: {path}")
-    try:
-        stored = torch.load(path, map_location="cpu", weights_only=True)
-    except (pickle.UnpicklingError, RuntimeError, EOFError, LookupError, TypeError, AttributeError) as error:
-        raise ValueError(f"{path} is not a checkpoint that can be read safely: {error}") from error
-    if not isinstance(stored, dict) or not {"card", "state_dict"} <= set(stored):
-        raise ValueError(f"{path} is not a checkpoint of this project: it lacks 'card' or 'state_dict'")
-    try:
-        card = ModelCard(**stored["card"])
-        model = DeepfakeClassifier(card.encoder)
-        model.load_state_dict(stored["state_dict"], strict=True)
-    except (TypeError, RuntimeError, ValueError) as error:
-        raise ValueError(f"{path} does not fit its model: {error}") from error
+    stored = read_weights(path)
+    if "state_dict" not in stored:
+        raise ValueError(f"{path} is not a checkpoint of this project or of upstream: it lacks 'state_dict'")
+    weights = stored["state_dict"]
+    if "card" in stored:
+        try:
+            card = ModelCard(**stored["card"])
+        except TypeError as error:
+            raise ValueError(f"{path} has a card that can't be read: {error}") from error
+    else:
+        weights, card = adopt_upstream(weights, path)
+    model = DeepfakeClassifier(card.encoder)
+    load_strictly(model, weights, path)
     model.card = card
     return model.eval()
+
+
+def adopt_upstream(weights: dict[str, Tensor], path: Path) -> tuple[dict[str, Tensor], ModelCard]:
+    """Weights with upstream's names, as ours, and the card that goes with them.
+
+    Upstream's keys begin with `module.`, and its encoder kept ImageNet's classifier, which it never used. Which
+    encoder it is follows from the number of features; its crops had a third of the box as margin.
+    """
+    weights = {k.removeprefix("module."): v.float() if v.is_floating_point() else v for k, v in weights.items()}
+    weights = {k: v for k, v in weights.items() if not k.startswith("encoder.classifier.")}
+    features = {1536: "b3", 1792: "b4", 2048: "b5", 2304: "b6", 2560: "b7"}
+    head = weights.get("fc.weight")
+    if head is None or tuple(head.shape[:1]) != (1,) or head.shape[1] not in features:
+        raise ValueError(f"{path} is not a checkpoint of this project or of upstream: no fc.weight of B3 to B7")
+    encoder = features[head.shape[1]]
+    return weights, ModelCard(encoder, ENCODERS[encoder].size, margin="upstream", trained_on="dfdc")

@@ -44,11 +44,12 @@ def sweep_leftovers(folder: Path) -> None:
     mine = f".{platform.node()}-"
     for path in Path(folder).glob(f".*{mine}*.part"):
         owner = path.name.rsplit(mine, 1)[1].removesuffix(".part")
-        if owner.isdecimal() and (int(owner) == os.getpid() or not _is_running(int(owner))):
+        if owner.isdecimal() and (int(owner) == os.getpid() or not is_running(int(owner))):
             shutil.rmtree(path) if path.is_dir() else path.unlink()
 
 
-def _is_running(pid: int) -> bool:
+def is_running(pid: int) -> bool:
+    """Does a process of this number exist on this machine?"""
     try:
         os.kill(pid, 0)
     except ProcessLookupError:

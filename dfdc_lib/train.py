@@ -1,7 +1,19 @@
-"""Training: the loop, plainly. One run writes config.json, metrics.csv and its checkpoint under runs/<name>/."""
+"""Training: the loop, plainly. Underneath, accelerate: mixed precision, one process or many, CPU or GPUs.
 
+A run writes to runs/<name>/: config.json (settings, versions, data), metrics.csv (one line an epoch), last.pt (all that
+is needed to go on), best.pt (the weights with the lowest validation loss) and held_out.csv (p_fake of each held-out
+crop). All randomness follows from the seed, the epoch and the step, so a run that was interrupted and goes on ends
+with the same weights, bit for bit on a CPU, as one that was not.
+"""
+
+import hashlib
+import importlib.metadata
+import os
+import platform
+import signal
 from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass, replace
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
@@ -10,38 +22,73 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
-from dfdc_lib.aggregate import mean
+from dfdc_lib.aggregate import STRATEGIES, mean
 from dfdc_lib.augment import AUGMENTATIONS, valid_transforms
-from dfdc_lib.config import ENCODERS, TrainConfig
-from dfdc_lib.dataset import CropDataset, CropReader, PairDataset, balance, draw_pairs, pair, read_folds, split_fold
+from dfdc_lib.config import TrainConfig, encoder_preset
+from dfdc_lib.dataset import (
+    CropDataset,
+    CropReader,
+    PairDataset,
+    check_files,
+    collate,
+    epoch_order,
+    pair,
+    read_folds,
+    split_fold,
+    stream_seed,
+)
+from dfdc_lib.metrics import log_loss
 from dfdc_lib.model import DeepfakeClassifier, save_checkpoint
-from dfdc_lib.paths import WorkFolder, appear_whole, write_json
+from dfdc_lib.paths import WorkFolder, appear_whole, is_running, write_json
+
+VERSIONS = ("torch", "timm", "accelerate", "albumentations", "opencv-python-headless", "numpy")
 
 
 @dataclass
 class Run:
-    """A finished training run."""
+    """A training run, finished or interrupted."""
 
     folder: Path
     model: DeepfakeClassifier
     losses: list[float]  # of each step
-    metrics: pd.DataFrame  # one row an epoch: epoch, step, train_loss, learning_rate
+    metrics: pd.DataFrame  # one row an epoch: epoch, step, train_loss, learning_rate, broken, valid_loss, …
     held_out: pd.DataFrame  # one row a validation crop, with its p_fake
+    finished: bool
 
     @property
     def checkpoint(self) -> Path:
         return self.folder / "last.pt"
 
 
-def balanced_loss(logits: Tensor, labels: Tensor, smoothing: float) -> Tensor:
+@dataclass
+class History:
+    """What a run remembers from its first step on; part of last.pt."""
+
+    losses: list[float] = field(default_factory=list)  # of each step, over all processes
+    rates: list[float] = field(default_factory=list)
+    broken: int = 0  # pictures that could not be read
+    epochs: list[dict] = field(default_factory=list)  # the lines of metrics.csv
+    best: float = float("inf")
+
+
+def balanced_loss(
+    logits: Tensor, labels: Tensor, smoothing: float, total: Callable[[Tensor], Tensor] = lambda counts: counts,
+    processes: int = 1,
+) -> Tensor:  # fmt: skip
     """Mean of the reals' and the fakes' cross-entropy, labels smoothed to `smoothing` and 1 - `smoothing`.
 
-    logits, labels: (N,). Source: upstream averages each class by itself, so that neither outweighs the other, and
+    logits, labels: (N,). With several processes, `total` sums the two class counts over them, and the mean of the
+    processes' losses is then the loss of the whole batch (averaging each process's own balanced loss is not, because
+    each has other counts). Source: upstream averages each class by itself, so that neither outweighs the other, and
     clips the labels; the slides have 0.01. Notebook 01 derives where a smoothed logit settles.
     """
-    smooth = labels.clamp(smoothing, 1 - smoothing)
-    losses = nn.functional.binary_cross_entropy_with_logits(logits, smooth, reduction="none")
-    return torch.stack([losses[labels == label].mean() for label in (0, 1) if (labels == label).any()]).mean()
+    losses = nn.functional.binary_cross_entropy_with_logits(
+        logits.float(), labels.clamp(smoothing, 1 - smoothing), reduction="none"
+    )
+    is_class = torch.stack([labels == 0, labels == 1]).float()  # (2, N)
+    counts = total(is_class.sum(dim=1))  # (2,)
+    sums = (is_class * losses).sum(dim=1)
+    return processes * (sums / counts.clamp(min=1)).sum() / (counts > 0).sum()
 
 
 def make_optimizer(model: nn.Module, config: TrainConfig):
@@ -57,81 +104,225 @@ def make_optimizer(model: nn.Module, config: TrainConfig):
     return optimizer, torch.optim.lr_scheduler.PolynomialLR(optimizer, config.steps, power=0.9)
 
 
-def draw_batches(rows: pd.DataFrame, reader: CropReader, config: TrainConfig) -> Iterator[tuple[Tensor, Tensor]]:
-    """Yield `config.steps` batches: pictures (N, 3, S, S), labels (N,). What is drawn follows from the seed alone."""
-    size = ENCODERS[config.encoder].size
-    pairs = pair(rows) if config.paired else None
-    given, epoch = 0, 0
-    while given < config.steps:
-        # Own streams for each run, epoch and purpose: with seed + epoch, run 0's second epoch would be run 1's first.
-        augment, draw, shuffle = np.random.SeedSequence([config.seed, epoch]).generate_state(3).tolist()
-        transform = AUGMENTATIONS[config.augmentation](size, seed=augment)
-        if config.paired:
-            n_pairs = config.epoch_steps * (config.batch // 2)
-            data = PairDataset(draw_pairs(pairs, n_pairs, draw), reader, transform)
-            loader = DataLoader(data, config.batch // 2)
-        else:
-            data = CropDataset(balance(rows, draw), reader, transform)
-            order = torch.Generator().manual_seed(shuffle)
-            loader = DataLoader(data, config.batch, shuffle=True, drop_last=len(data) >= config.batch, generator=order)
-        for pictures, labels in loader:
-            if given == config.steps:
-                return
-            yield pictures.flatten(0, -4), labels.flatten()
-            given += 1
-        epoch += 1
+def make_loader(
+    rows: pd.DataFrame, reader: CropReader, config: TrainConfig, epoch: int, first: int,
+    share: tuple[int, int], workers: int,
+) -> DataLoader:  # fmt: skip
+    """The batches of an epoch from its step `first` on: (pictures (N, 3, S, S), labels (N,), broken).
+
+    rows: crops, or pairs. share: (this process's number, how many there are); each takes its part of every step's
+    items, so that two processes see together what one with the doubled batch sees.
+    """
+    rank, world = share
+    items = config.batch // 2 if config.paired else config.batch  # of one process and step
+    order = epoch_order(rows, config, epoch, config.epoch_steps * items * world)
+    transform = AUGMENTATIONS[config.augmentation](encoder_preset(config.encoder).size)
+    seed = stream_seed(config.seed, epoch, 10_000)
+    if config.paired:
+        data = PairDataset(order, reader, transform, seed)
+    else:
+        data = CropDataset(order, reader, transform, seed, hard=config.augmentation == "hard")
+    starts = [(step * world + rank) * items for step in range(first, config.epoch_steps)]
+    batches = [list(range(start, start + items)) for start in starts]
+    return DataLoader(data, batch_sampler=batches, collate_fn=collate, num_workers=workers, pin_memory=workers > 0)
 
 
 def train(
     work: WorkFolder,
     config: TrainConfig,
     name: str,
-    pretrained: bool = False,
+    pretrained: bool | Path = False,
+    workers: int = 0,
+    save_every: int = 500,
+    overwrite: bool = False,
     progress: Callable[[int, int, float], None] = lambda step, total, loss: None,
 ) -> Run:
-    """Train one classifier on all folds but `config.fold`, and score the crops of that fold.
+    """Train one classifier on all folds but `config.fold`; go on where an interrupted run of this name stopped.
 
-    progress(step, steps, loss) is called after each step. Writes runs/<name>/{config.json, metrics.csv, last.pt,
-    held_out.csv}.
+    pretrained: as `model.DeepfakeClassifier`. workers: processes that read crops. save_every: steps from one last.pt
+    to the next. A run of the same name with other settings or data raises ValueError, unless `overwrite`. Ctrl-C and
+    SIGTERM save and return the unfinished run. progress(step, steps, loss) is called after each step.
     """
-    folder = work.run(name)
-    torch.manual_seed(config.seed)
+    from accelerate import Accelerator
+
+    accelerator = Accelerator(mixed_precision=config.precision, cpu=not torch.cuda.is_available())
+    _refuse_strangers(accelerator.num_processes)
     rows, held_out = split_fold(read_folds(work), config.fold)
-    model = DeepfakeClassifier(config.encoder, pretrained).to(memory_format=torch.channels_last)
-    source = work.read_source()
-    model.card = replace(model.card, trained_on=source["trained_on"], margin=source["margin"])
-    reader = CropReader(work, model.card.size, keep=config.paired)
-    losses, rates = fit(model, draw_batches(rows, reader, config), config, progress)
-    save_checkpoint(folder / "last.pt", model)  # before anything else can go wrong
-    run = Run(folder, model.eval(), losses, _by_epoch(losses, rates, config), score_crops(model, held_out, reader))
-    _write(run, config)
-    return run
+    check_files(rows, work)
+    held_out = held_out[held_out.frame_idx % config.valid_every == 0]
+    check_files(held_out, work)
+    made_from = {"settings": asdict(config), "data": hashlib.sha256(work.folds.read_bytes()).hexdigest()}
+    folder = work.run(name)
+    with _alone(folder, accelerator.is_main_process), _stop_on_signals() as stop:
+        trainer = Trainer(work, config, folder, accelerator, made_from, pretrained)
+        trainer.load(overwrite)
+        finished = trainer.run(pair(rows) if config.paired else rows, held_out, workers, save_every, stop, progress)
+        return trainer.finish(held_out, finished)
 
 
-def fit(model: DeepfakeClassifier, batches, config: TrainConfig, progress) -> tuple[list[float], list[float]]:
-    """The training loop: forward, loss, backward, clip, step. Returns each step's loss and learning rate."""
-    optimizer, scheduler = make_optimizer(model, config)
-    model.train()
-    losses, rates = [], []
-    for step, (pictures, labels) in enumerate(batches, 1):
-        logits = model(pictures.contiguous(memory_format=torch.channels_last))  # (N,)
-        loss = balanced_loss(logits, labels, config.smoothing)
-        optimizer.zero_grad()
-        loss.backward()
-        nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-        rates.append(scheduler.get_last_lr()[0])
-        optimizer.step()
-        scheduler.step()
-        losses.append(loss.item())
-        progress(step, config.steps, losses[-1])
-    return losses, rates
+class Trainer:
+    """One run: model, optimizer, history, and how they are saved. Its `run` is the training loop."""
+
+    def __init__(self, work: WorkFolder, config: TrainConfig, folder: Path, accelerator, made_from: dict, pretrained):
+        self.config, self.folder, self.accelerator, self.made_from = config, folder, accelerator, made_from
+        torch.manual_seed(config.seed)
+        model = DeepfakeClassifier(config.encoder, pretrained).to(memory_format=torch.channels_last)
+        source = work.read_source()
+        model.card = replace(model.card, trained_on=source["trained_on"], margin=source["margin"])
+        if accelerator.num_processes > 1 and accelerator.device.type == "cuda":
+            from timm.layers import convert_sync_batchnorm  # torch's own drops timm's fused activation
+
+            model.encoder = convert_sync_batchnorm(model.encoder)
+        self.plain = model
+        self.reader = CropReader(work, model.card.size, keep=config.paired)
+        optimizer, self.scheduler = make_optimizer(model, config)
+        self.model, self.optimizer = accelerator.prepare(model, optimizer)
+        self.history = History()
+
+    @property
+    def step(self) -> int:
+        return len(self.history.losses)
+
+    def run(self, rows: pd.DataFrame, held_out: pd.DataFrame, workers: int, save_every: int, stop, progress) -> bool:
+        """The training loop. Returns False where it was asked to stop before the last step."""
+        config, share = self.config, (self.accelerator.process_index, self.accelerator.num_processes)
+        while self.step < config.steps:
+            epoch, first = divmod(self.step, config.epoch_steps)
+            self._set_train_mode()
+            for batch in make_loader(rows, self.reader, config, epoch, first, share, workers):
+                loss = self.take_step(*batch)
+                progress(self.step, config.steps, loss)
+                ends = self.step == config.steps or self.step % config.epoch_steps == 0
+                if ends:
+                    self.end_epoch(epoch, held_out)
+                if ends or self.step % save_every == 0:
+                    self.save("last.pt")
+                if self._agree(stop.requested):
+                    self.save("last.pt")
+                    return self.step == config.steps
+                if ends:
+                    break
+        return True
+
+    def take_step(self, pictures: Tensor, labels: Tensor, broken: int) -> float:
+        """Forward, loss, backward, clip, step. Returns the loss of the whole batch, over all processes."""
+        accelerator, processes = self.accelerator, self.accelerator.num_processes
+        torch.manual_seed(stream_seed(self.config.seed, self.step, accelerator.process_index, 1))  # drop-path, dropout
+        pictures = pictures.to(accelerator.device, memory_format=torch.channels_last, non_blocking=True)
+        with accelerator.autocast():
+            logits = self.model(pictures)  # (N,)
+        labels = labels.to(accelerator.device, non_blocking=True)
+        loss = balanced_loss(logits, labels, self.config.smoothing, accelerator.reduce, processes)
+        self.optimizer.zero_grad()
+        accelerator.backward(loss)
+        accelerator.clip_grad_norm_(self.model.parameters(), 1.0)
+        self.history.rates.append(self.scheduler.get_last_lr()[0])
+        self.optimizer.step()
+        if not accelerator.optimizer_step_was_skipped:  # fp16: the first steps look for a scale
+            self.scheduler.step()
+        self.history.broken += broken
+        self.history.losses.append(float(accelerator.reduce(loss.detach(), "mean")))
+        return self.history.losses[-1]
+
+    def _set_train_mode(self) -> None:
+        self.model.train()
+        if self.config.freeze_batchnorm:
+            for module in self.model.modules():
+                if isinstance(module, nn.modules.batchnorm._BatchNorm):
+                    module.eval()
+
+    def _agree(self, requested: bool) -> bool:
+        """Processes must stop at the same step: any one's wish counts."""
+        if self.accelerator.num_processes == 1:
+            return requested
+        return bool(self.accelerator.reduce(torch.tensor(float(requested), device=self.accelerator.device)) > 0)
+
+    def end_epoch(self, epoch: int, held_out: pd.DataFrame) -> None:
+        """Validate, and write a line of metrics; keep the weights where they are the best so far."""
+        history, first = self.history, epoch * self.config.epoch_steps
+        scored = self.score(held_out)
+        line = {"epoch": epoch, "step": self.step, "train_loss": float(np.mean(history.losses[first:]))}
+        line |= {"learning_rate": history.rates[-1], "broken": history.broken} | judge(scored)
+        history.epochs.append(line)
+        if line["valid_loss"] < history.best:
+            history.best = line["valid_loss"]
+            self.save("best.pt", weights_only=True)
+        if self.accelerator.is_main_process:
+            _write_table(self.folder / "metrics.csv", pd.DataFrame(history.epochs))
+        self._set_train_mode()
+
+    def score(self, rows: pd.DataFrame) -> pd.DataFrame:
+        """`rows` with their p_fake, the work shared among the processes."""
+        rank, world = self.accelerator.process_index, self.accelerator.num_processes
+        mine = score_crops(self.plain, rows.iloc[rank::world], self.reader)
+        if world == 1:
+            return mine
+        from accelerate.utils import gather_object
+
+        return pd.concat(gather_object([mine])).sort_index()
+
+    def save(self, name: str, weights_only: bool = False) -> None:
+        """Write a checkpoint; with all that is needed to go on, unless `weights_only`."""
+        if not self.accelerator.is_main_process:
+            return
+        scaler = self.accelerator.scaler
+        training = {
+            "made_from": self.made_from,
+            "optimizer": self.optimizer.state_dict(),
+            "scheduler": self.scheduler.state_dict(),
+            "scaler": scaler.state_dict() if scaler else None,
+            "history": asdict(self.history),
+        }
+        save_checkpoint(self.folder / name, self.plain, None if weights_only else training)
+
+    def load(self, overwrite: bool) -> None:
+        """Go on from last.pt, if there is one of the same settings and data."""
+        path = self.folder / "last.pt"
+        stored = torch.load(path, map_location="cpu", weights_only=True) if path.exists() else {}
+        training = stored.get("training")
+        if training is None or training["made_from"] != self.made_from:
+            if stored and not overwrite:
+                raise ValueError(f"{self.folder} holds a run with other settings or data: choose another name")
+            if self.accelerator.is_main_process:
+                versions = {name: importlib.metadata.version(name) for name in VERSIONS}
+                about = self.made_from | {"card": asdict(self.plain.card), "versions": versions}
+                write_json(self.folder / "config.json", about | {"processes": self.accelerator.num_processes})
+            return
+        self.plain.load_state_dict(stored["state_dict"])
+        self.optimizer.load_state_dict(training["optimizer"])
+        self.scheduler.load_state_dict(training["scheduler"])
+        if training["scaler"] and self.accelerator.scaler:
+            self.accelerator.scaler.load_state_dict(training["scaler"])
+        self.history = History(**training["history"])
+
+    def finish(self, held_out: pd.DataFrame, finished: bool) -> Run:
+        """Score the held-out crops once more, write them, and hand everything over."""
+        scored = self.score(held_out) if finished else held_out.assign(p_fake=float("nan"))
+        if finished and self.accelerator.is_main_process:
+            _write_table(self.folder / "held_out.csv", scored)
+        metrics = pd.DataFrame(self.history.epochs)
+        return Run(self.folder, self.plain.eval(), self.history.losses, metrics, scored, finished)
+
+
+def judge(scored: pd.DataFrame) -> dict[str, float]:
+    """Validation twice: upstream's way, (reals' + fakes' log loss) / 2 over crops, and per video by each strategy."""
+    by_class = [log_loss(crops.label, crops.p_fake) for _, crops in scored.groupby("label")]
+    result = {"valid_loss": float(np.mean(by_class))}
+    for name, strategy in STRATEGIES.items():
+        videos = score_videos(scored, strategy)
+        result[f"valid_video_{name}"] = log_loss(videos.label, videos.p_fake)
+    return result
 
 
 def score_crops(model: DeepfakeClassifier, rows: pd.DataFrame, reader: CropReader, batch: int = 64) -> pd.DataFrame:
-    """Return `rows` with a column p_fake: the model's answer for each crop."""
-    loader = DataLoader(CropDataset(rows, reader, valid_transforms(model.card.size)), batch)
-    scores = [model.predict(pictures) for pictures, _ in loader]
-    return rows.assign(p_fake=torch.cat(scores).numpy())
+    """Return `rows` with a column p_fake: the model's answer for each crop. A broken picture raises ValueError."""
+    data = CropDataset(rows, reader, valid_transforms(model.card.size))
+    scores = []
+    for pictures, _, broken in DataLoader(data, batch, collate_fn=collate):
+        if broken:
+            raise ValueError(f"{broken} held-out crops can't be read: preprocess again")
+        scores.append(model.predict(pictures))
+    return rows.assign(p_fake=torch.cat(scores).numpy() if scores else [])
 
 
 def score_videos(crops: pd.DataFrame, strategy: Callable = mean) -> pd.DataFrame:
@@ -141,16 +332,62 @@ def score_videos(crops: pd.DataFrame, strategy: Callable = mean) -> pd.DataFrame
     return videos.assign(p_fake=grouped.p_fake.apply(lambda p: strategy(p.to_numpy()))).reset_index()
 
 
-def _by_epoch(losses: list[float], rates: list[float], config: TrainConfig) -> pd.DataFrame:
-    steps = pd.DataFrame({"step": range(1, len(losses) + 1), "train_loss": losses, "learning_rate": rates})
-    epochs = steps.groupby((steps.step - 1) // config.epoch_steps)
-    return (
-        epochs.agg({"step": "last", "train_loss": "mean", "learning_rate": "last"}).rename_axis("epoch").reset_index()
-    )
+def _refuse_strangers(processes: int) -> None:
+    """Several processes that do not form one group would each train alone, and overwrite each other."""
+    names = ("WORLD_SIZE", "OMPI_COMM_WORLD_SIZE", "SLURM_STEP_NUM_TASKS")
+    announced = max(int(os.environ.get(name, 1)) for name in names)
+    if processes == 1 and announced > 1:
+        raise ValueError(
+            f"{announced} processes were started that do not see each other: use torchrun or `accelerate launch`"
+        )
 
 
-def _write(run: Run, config: TrainConfig) -> None:
-    write_json(run.folder / "config.json", asdict(config) | {"card": asdict(run.model.card)})
-    for table, name in ((run.metrics, "metrics.csv"), (run.held_out, "held_out.csv")):
-        with appear_whole(run.folder / name) as temporary:
-            table.to_csv(temporary, index=False)
+@contextmanager
+def _alone(folder: Path, is_main: bool) -> Iterator[None]:
+    """Only one run may write to a run's folder at a time."""
+    if not is_main:
+        yield
+        return
+    lock = folder / ".running"
+    folder.mkdir(parents=True, exist_ok=True)
+    if lock.exists():
+        host, _, pid = lock.read_text().rpartition("-")
+        if host != platform.node() or (is_running(int(pid)) and int(pid) != os.getpid()):
+            raise ValueError(f"{folder} is being written by process {pid} on {host}; if that is gone, delete {lock}")
+    lock.write_text(f"{platform.node()}-{os.getpid()}")
+    try:
+        yield
+    finally:
+        lock.unlink(missing_ok=True)
+
+
+@dataclass
+class Stop:
+    """Whether somebody has asked the run to end."""
+
+    requested: bool = False
+
+
+@contextmanager
+def _stop_on_signals() -> Iterator[Stop]:
+    """Ctrl-C and SIGTERM ask for a stop after the step at hand. (Signals reach the main thread only.)"""
+    stop, before = Stop(), {}
+
+    def ask(number, frame) -> None:
+        stop.requested = True
+
+    try:
+        for number in (signal.SIGINT, signal.SIGTERM):
+            before[number] = signal.signal(number, ask)
+    except ValueError:  # not the main thread: signals are not ours to handle
+        pass
+    try:
+        yield stop
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def _write_table(path: Path, table: pd.DataFrame) -> None:
+    with appear_whole(path) as temporary:
+        table.to_csv(temporary, index=False)

@@ -1,5 +1,9 @@
 import json
+import signal
+import subprocess
+import sys
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -7,7 +11,9 @@ import pytest
 import torch
 
 from dfdc_lib.config import DEMO_TRAINING, TrainConfig
+from dfdc_lib.dataset import check_files, epoch_order, read_folds, split_fold
 from dfdc_lib.model import DeepfakeClassifier, load_checkpoint
+from dfdc_lib.paths import WorkFolder
 from dfdc_lib.train import balanced_loss, make_optimizer, score_videos, train
 
 SHORT = replace(DEMO_TRAINING, steps=6, epoch_steps=3, batch=4)
@@ -52,7 +58,7 @@ def run(small_work):
 
 def test_a_run_leaves_its_artifacts(run, small_work):
     assert run.folder == small_work.run("test")
-    assert json.loads((run.folder / "config.json").read_text())["steps"] == 6
+    assert json.loads((run.folder / "config.json").read_text())["settings"]["steps"] == 6
     assert pd.read_csv(run.folder / "metrics.csv").step.tolist() == [3, 6]
     assert len(run.losses) == 6
     card = load_checkpoint(run.checkpoint).card
@@ -90,3 +96,167 @@ def test_crops_of_a_video_are_joined():
     videos = score_videos(crops)
     assert videos.p_fake.tolist() == pytest.approx([0.4, 0.3])
     assert score_videos(crops, max).p_fake.tolist() == pytest.approx([0.6, 0.3])
+
+
+SLIDES = replace(SHORT, paired=False, augmentation="slides", optimizer="sgd", learning_rate=0.01)
+LONG = {
+    "paired": replace(SHORT, steps=9),
+    "slides": replace(SLIDES, steps=9),
+    "hard": replace(SLIDES, augmentation="hard"),
+}
+
+
+class Crash(Exception):
+    """Stands for a kill: nothing gets the chance to be saved."""
+
+
+def crash_at(last: int):
+    def progress(step: int, steps: int, loss: float) -> None:
+        if step == last:
+            raise Crash
+
+    return progress
+
+
+def assert_same_run(one, other) -> None:
+    assert one.losses == other.losses
+    for name in ("metrics.csv", "held_out.csv"):
+        assert (one.folder / name).read_bytes() == (other.folder / name).read_bytes()
+    for a, b in zip(one.model.state_dict().values(), other.model.state_dict().values(), strict=True):
+        assert torch.equal(a, b)
+
+
+@pytest.mark.parametrize("kind", LONG)
+def test_a_run_that_crashed_goes_on_and_ends_bit_for_bit_the_same(small_work, kind):
+    undisturbed = train(small_work, LONG[kind], f"{kind}_whole")
+    for last in (1, 4, 5):
+        with pytest.raises(Crash):
+            train(small_work, LONG[kind], f"{kind}_broken", save_every=2, progress=crash_at(last))
+    seen = []
+    resumed = train(small_work, LONG[kind], f"{kind}_broken", progress=lambda step, *_: seen.append(step))
+    assert seen[0] > 1
+    assert_same_run(undisturbed, resumed)
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_ctrl_c_and_sigterm_save_and_end(small_work, number):
+    name = f"stopped_{int(number)}"
+    stopped = train(
+        small_work, LONG["paired"], name, progress=lambda step, *_: signal.raise_signal(number) if step == 4 else None
+    )
+    assert not stopped.finished
+    assert len(stopped.losses) == 4
+    resumed = train(small_work, LONG["paired"], name)
+    assert resumed.finished
+    assert_same_run(train(small_work, LONG["paired"], "paired_whole"), resumed)
+
+
+def test_a_finished_run_is_kept_and_another_one_needs_a_word(small_work):
+    done = train(small_work, SHORT, "kept")
+    steps = []
+    again = train(small_work, SHORT, "kept", progress=lambda step, *_: steps.append(step))
+    assert not steps
+    assert_same_run(done, again)
+    with pytest.raises(ValueError, match="other settings or data"):
+        train(small_work, replace(SHORT, seed=5), "kept")
+    assert train(small_work, replace(SHORT, seed=5), "kept", overwrite=True).losses != done.losses
+
+
+def test_best_and_last_are_checkpoints(run):
+    best = load_checkpoint(run.folder / "best.pt")
+    assert best.card == load_checkpoint(run.checkpoint).card
+    metrics = pd.read_csv(run.folder / "metrics.csv")
+    assert {"valid_loss", "valid_video_mean", "valid_video_confident", "broken"} <= set(metrics)
+    by_class = [
+        -np.log(1 - run.held_out[run.held_out.label == 0].p_fake),
+        -np.log(run.held_out[run.held_out.label == 1].p_fake),
+    ]
+    assert metrics.valid_loss.iloc[-1] == pytest.approx(np.mean([loss.mean() for loss in by_class]), rel=1e-5)
+
+
+def test_only_one_run_writes_to_a_folder(small_work):
+    folder = small_work.run("taken")
+    folder.mkdir(parents=True)
+    (folder / ".running").write_text("another-host-7")
+    with pytest.raises(ValueError, match="process 7 on another-host"):
+        train(small_work, SHORT, "taken")
+
+
+def test_processes_that_do_not_see_each_other_are_refused(small_work, monkeypatch):
+    monkeypatch.setenv("OMPI_COMM_WORLD_SIZE", "4")
+    with pytest.raises(ValueError, match="4 processes were started"):
+        train(small_work, SHORT, "strangers")
+
+
+def test_an_epoch_holds_every_real_and_as_many_fakes(small_work):
+    rows = read_folds(small_work)
+    reals = rows[rows.label == 0]
+    order = epoch_order(rows, SLIDES, 0, 2 * len(reals))
+    assert set(reals.index) <= set(order.index)
+    assert (order.label == 1).sum() == len(reals)
+    assert order.index.tolist() != epoch_order(rows, SLIDES, 1, 2 * len(reals)).index.tolist()
+    assert order.index.tolist() == epoch_order(rows, SLIDES, 0, 2 * len(reals)).index.tolist()
+    assert len(epoch_order(rows, SLIDES, 0, 5 * len(reals))) == 5 * len(reals)
+
+
+def test_weight_decay_pulls_weights_to_zero():
+    weight = torch.nn.Linear(1, 1, bias=False)
+    torch.nn.init.constant_(weight.weight, 1.0)
+    optimizer, _ = make_optimizer(weight, replace(TrainConfig(encoder="tiny"), learning_rate=0.1, weight_decay=0.5))
+    weight.weight.grad = torch.zeros_like(weight.weight)
+    optimizer.step()
+    assert weight.weight.item() == pytest.approx(1 - 0.1 * 0.5 * 1.9)  # Nesterov: the step and 0.9 of it again
+
+
+@pytest.fixture
+def damaged_work(small_work, tmp_path) -> WorkFolder:
+    import shutil
+
+    shutil.copytree(small_work.root, tmp_path / "work", ignore=shutil.ignore_patterns("runs"))
+    return WorkFolder(tmp_path / "work")
+
+
+def test_a_broken_picture_is_counted_and_a_missing_one_is_an_error(damaged_work):
+    rows, _ = split_fold(read_folds(damaged_work), 0)
+    crops = [path for video_id in rows.video_id.unique() for path in damaged_work.crops(video_id).glob("*.png")]
+    for crop in crops[::4]:
+        crop.write_text("no picture")
+    run = train(damaged_work, replace(SLIDES, epoch_steps=6), "broken")
+    assert run.metrics.broken.iloc[-1] >= 1
+    assert len(run.losses) == 6
+    crops[1].unlink()
+    with pytest.raises(FileNotFoundError, match="1 crops of folds.csv are missing"):
+        train(damaged_work, SLIDES, "missing")
+    check_files(rows[rows.video_id != crops[1].parent.name], damaged_work)
+
+
+TWO_PROCESSES = """
+import sys
+from dataclasses import replace
+from pathlib import Path
+from dfdc_lib.config import DEMO_TRAINING
+from dfdc_lib.paths import WorkFolder
+from dfdc_lib.train import train
+
+config = replace(DEMO_TRAINING, steps=20, epoch_steps=10, batch=int(sys.argv[3]), freeze_batchnorm=True)
+config = replace(config, paired=sys.argv[4] == "paired")
+run = train(WorkFolder(Path(sys.argv[1])), config, sys.argv[2])
+if len(sys.argv) > 5:
+    Path(sys.argv[5]).write_text(repr(run.losses))
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["paired", "single"])
+def test_two_processes_train_as_one_with_the_whole_batch(small_work, tmp_path, kind):
+    """gloo on the CPU, BatchNorm frozen: the same loss curve over 20 steps, though each process sees other counts."""
+    script, curves = tmp_path / "train.py", []
+    script.write_text(TWO_PROCESSES)
+    for processes, batch in ((1, 8), (2, 4)):
+        name, out = f"{kind}_{processes}", tmp_path / f"losses_{processes}"
+        launch = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(processes)]
+        command = [sys.executable, *launch, str(script), str(small_work.root), name, str(batch), kind, str(out)]
+        subprocess.run(command, check=True, cwd=Path(__file__).resolve().parent.parent)
+        curves.append(eval(out.read_text()))
+    assert np.abs(np.subtract(*curves)).max() < 1e-4
+    assert len(curves[0]) == 20
