@@ -178,6 +178,7 @@ class Trainer:
         optimizer, self.scheduler = make_optimizer(model, config)
         self.model, self.optimizer = accelerator.prepare(model, optimizer)
         self.history = History()
+        self.scored: pd.DataFrame | None = None  # the held-out crops, by the weights of the last epoch
 
     @property
     def step(self) -> int:
@@ -240,7 +241,7 @@ class Trainer:
     def end_epoch(self, epoch: int, held_out: pd.DataFrame) -> None:
         """Validate, and write a line of metrics; keep the weights where they are the best so far."""
         history, first = self.history, epoch * self.config.epoch_steps
-        scored = self.score(held_out)
+        scored = self.scored = self.score(held_out)
         line = {"epoch": epoch, "step": self.step, "train_loss": float(np.mean(history.losses[first:]))}
         line |= {"learning_rate": history.rates[-1], "broken": history.broken} | judge(scored)
         history.epochs.append(line)
@@ -296,8 +297,10 @@ class Trainer:
         self.history = History(**training["history"])
 
     def finish(self, held_out: pd.DataFrame, finished: bool) -> Run:
-        """Score the held-out crops once more, write them, and hand everything over."""
-        scored = self.score(held_out) if finished else held_out.assign(p_fake=float("nan"))
+        """Write the held-out crops with their scores, and hand everything over."""
+        scored = self.scored
+        if scored is None:  # a finished run that was taken up again; an unfinished one ends at once, unscored
+            scored = self.score(held_out) if finished else held_out.assign(p_fake=float("nan"))
         if finished and self.accelerator.is_main_process:
             _write_table(self.folder / "held_out.csv", scored)
         metrics = pd.DataFrame(self.history.epochs)
