@@ -250,7 +250,6 @@ class Trainer:
             self.save("best.pt", weights_only=True)
         if self.accelerator.is_main_process:
             _write_table(self.folder / "metrics.csv", pd.DataFrame(history.epochs))
-        self._set_train_mode()
 
     def score(self, rows: pd.DataFrame) -> pd.DataFrame:
         """`rows` with their p_fake, the work shared among the processes."""
