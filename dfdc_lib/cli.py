@@ -73,7 +73,7 @@ def run_train(args) -> int:
     config = DEMO_TRAINING if args.demo else TrainConfig()
     if args.encoder and not args.demo:
         config = replace(config, encoder=args.encoder, batch=encoder_preset(args.encoder).batch)
-    names = ("encoder", "steps", "batch", "fold", "seed", "precision", "augmentation")
+    names = ("encoder", "steps", "batch", "accumulate", "size", "fold", "seed", "precision", "augmentation")
     given = {name: getattr(args, name) for name in names if getattr(args, name) is not None}
     run = train(
         WorkFolder(args.work), replace(config, **given), args.run, args.pretrained, args.workers,
@@ -162,6 +162,8 @@ def build_parser() -> argparse.ArgumentParser:
     tr.add_argument("--encoder", help=f"{', '.join(ENCODERS)}, or any name that timm knows")
     for name in ("steps", "batch", "fold", "seed"):
         tr.add_argument(f"--{name}", type=int)
+    tr.add_argument("--accumulate", type=int, help="parts that a batch is cut into where memory is short")
+    tr.add_argument("--size", type=int, help="side of the input in pixels, where it is not to be the encoder's own")
     tr.add_argument("--precision", choices=("no", "fp16", "bf16"), help="mixed precision")
     tr.add_argument("--augmentation", choices=("slides", "hard", "demo"))
     tr.add_argument(

@@ -86,7 +86,9 @@ class TrainConfig:
     encoder: str = "b5"
     steps: int = 75_000  # slides: 2,500 iterations an epoch, 75,000 in all
     epoch_steps: int = 2_500
-    batch: int = 16
+    batch: int = 16  # pictures a process and step
+    accumulate: int = 1  # parts that a batch is cut into where memory is short; the gradient stays the whole batch's
+    size: int = 0  # side of the square input, pixels; 0: the encoder's own
     optimizer: str = "sgd"  # "sgd": momentum 0.9, Nesterov, PolyLR · "adamw": one-cycle
     learning_rate: float = 0.01
     weight_decay: float = 1e-4
@@ -112,10 +114,17 @@ class TrainConfig:
         for field in ("steps", "epoch_steps", "batch", "valid_every"):
             if getattr(self, field) < 1:
                 raise ValueError(f"{field} must be at least 1, got {getattr(self, field)}")
+        if self.size < 0 or not 1 <= self.accumulate <= self.batch:
+            raise ValueError(f"size {self.size} must be 0 or more, accumulate {self.accumulate} from 1 to the batch")
         if self.paired and self.batch % 2:
             raise ValueError(f"a batch of pairs must be even, got {self.batch}")
         if self.paired and self.augmentation == "hard":
             raise ValueError("pairs are not blacked out: choose augmentation slides or demo")
+
+    @property
+    def input_size(self) -> int:
+        """The side of the square input, pixels."""
+        return self.size or encoder_preset(self.encoder).size
 
 
 DEMO_TRAINING = TrainConfig(

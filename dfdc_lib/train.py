@@ -12,7 +12,7 @@ import os
 import platform
 import signal
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 
@@ -24,7 +24,7 @@ from torch.utils.data import DataLoader
 
 from dfdc_lib.aggregate import STRATEGIES, mean
 from dfdc_lib.augment import AUGMENTATIONS, valid_transforms
-from dfdc_lib.config import TrainConfig, encoder_preset
+from dfdc_lib.config import TrainConfig
 from dfdc_lib.dataset import (
     CropDataset,
     CropReader,
@@ -71,24 +71,25 @@ class History:
     best: float = float("inf")
 
 
-def balanced_loss(
-    logits: Tensor, labels: Tensor, smoothing: float, total: Callable[[Tensor], Tensor] = lambda counts: counts,
-    processes: int = 1,
-) -> Tensor:  # fmt: skip
+def balanced_loss(logits: Tensor, labels: Tensor, smoothing: float, counts: Tensor | None = None) -> Tensor:
     """Mean of the reals' and the fakes' cross-entropy, labels smoothed to `smoothing` and 1 - `smoothing`.
 
-    logits, labels: (N,). With several processes, `total` sums the two class counts over them, and the mean of the
-    processes' losses is then the loss of the whole batch (averaging each process's own balanced loss is not, because
-    each has other counts). Source: upstream averages each class by itself, so that neither outweighs the other, and
-    clips the labels; the slides have 0.01. Notebook 01 derives where a smoothed logit settles.
+    logits, labels: (N,). counts: of the whole batch (see `class_counts`), where these are only a part of it; the sum of
+    the parts' losses is then the loss of the whole (the mean of each part's own balanced loss is not, because each has
+    other counts). Source: upstream averages each class by itself, so that neither outweighs the other, and clips the
+    labels; the slides have 0.01. Notebook 01 derives where a smoothed logit settles.
     """
     losses = nn.functional.binary_cross_entropy_with_logits(
         logits.float(), labels.clamp(smoothing, 1 - smoothing), reduction="none"
     )
-    is_class = torch.stack([labels == 0, labels == 1]).float()  # (2, N)
-    counts = total(is_class.sum(dim=1))  # (2,)
-    sums = (is_class * losses).sum(dim=1)
-    return processes * (sums / counts.clamp(min=1)).sum() / (counts > 0).sum()
+    sums = torch.stack([((labels == label) * losses).sum() for label in (0, 1)])  # (2,)
+    counts = class_counts(labels) if counts is None else counts
+    return (sums / counts.clamp(min=1)).sum() / (counts > 0).sum()
+
+
+def class_counts(labels: Tensor) -> Tensor:
+    """How many reals and how many fakes: (2,) float32."""
+    return torch.stack([(labels == 0).sum(), (labels == 1).sum()]).float()
 
 
 def make_optimizer(model: nn.Module, config: TrainConfig):
@@ -116,7 +117,7 @@ def make_loader(
     rank, world = share
     items = config.batch // 2 if config.paired else config.batch  # of one process and step
     order = epoch_order(rows, config, epoch, config.epoch_steps * items * world)
-    transform = AUGMENTATIONS[config.augmentation](encoder_preset(config.encoder).size)
+    transform = AUGMENTATIONS[config.augmentation](config.input_size)
     seed = stream_seed(config.seed, epoch, 10_000)
     if config.paired:
         data = PairDataset(order, reader, transform, seed)
@@ -141,7 +142,8 @@ def train(
 
     pretrained: as `model.DeepfakeClassifier`. workers: processes that read crops. save_every: steps from one last.pt
     to the next. A run of the same name with other settings or data raises ValueError, unless `overwrite`. Ctrl-C and
-    SIGTERM save and return the unfinished run. progress(step, steps, loss) is called after each step.
+    SIGTERM save and return the unfinished run. progress(step, steps, loss) is called after each step; on a GPU after
+    every tenth, because to read a loss is to wait for the GPU.
     """
     from accelerate import Accelerator
 
@@ -168,7 +170,9 @@ class Trainer:
         torch.manual_seed(config.seed)
         model = DeepfakeClassifier(config.encoder, pretrained).to(memory_format=torch.channels_last)
         source = work.read_source()
-        model.card = replace(model.card, trained_on=source["trained_on"], margin=source["margin"])
+        model.card = replace(
+            model.card, size=config.input_size, trained_on=source["trained_on"], margin=source["margin"]
+        )
         if accelerator.num_processes > 1 and accelerator.device.type == "cuda":
             from timm.layers import convert_sync_batchnorm  # torch's own drops timm's fused activation
 
@@ -178,11 +182,14 @@ class Trainer:
         optimizer, self.scheduler = make_optimizer(model, config)
         self.model, self.optimizer = accelerator.prepare(model, optimizer)
         self.history = History()
+        self.unread: list[Tensor] = []  # losses that are still on the device
+        self.read_every = 1 if accelerator.device.type == "cpu" else 10
         self.scored: pd.DataFrame | None = None  # the held-out crops, by the weights of the last epoch
 
     @property
     def step(self) -> int:
-        return len(self.history.losses)
+        """How many steps are done."""
+        return len(self.history.losses) + len(self.unread)
 
     def run(self, rows: pd.DataFrame, held_out: pd.DataFrame, workers: int, save_every: int, stop, progress) -> bool:
         """The training loop. Returns False where it was asked to stop before the last step."""
@@ -191,12 +198,16 @@ class Trainer:
             epoch, first = divmod(self.step, config.epoch_steps)
             self._set_train_mode()
             for batch in make_loader(rows, self.reader, config, epoch, first, share, workers):
-                loss = self.take_step(*batch)
-                progress(self.step, config.steps, loss)
+                self.take_step(*batch)
                 ends = self.step == config.steps or self.step % config.epoch_steps == 0
+                saves = ends or self.step % save_every == 0
+                if not (saves or self.step % self.read_every == 0):
+                    continue
+                self.read_losses()
+                progress(self.step, config.steps, self.history.losses[-1])
                 if ends:
                     self.end_epoch(epoch, held_out)
-                if ends or self.step % save_every == 0:
+                if saves:
                     self.save("last.pt")
                 if self._agree(stop.requested):
                     self.save("last.pt")
@@ -205,25 +216,36 @@ class Trainer:
                     break
         return True
 
-    def take_step(self, pictures: Tensor, labels: Tensor, broken: int) -> float:
-        """Forward, loss, backward, clip, step. Returns the loss of the whole batch, over all processes."""
+    def take_step(self, pictures: Tensor, labels: Tensor, broken: int) -> None:
+        """Forward, loss, backward, clip, step. Notebook 06 does one by hand."""
         accelerator, processes = self.accelerator, self.accelerator.num_processes
         torch.manual_seed(stream_seed(self.config.seed, self.step, accelerator.process_index, 1))  # drop-path, dropout
         pictures = pictures.to(accelerator.device, memory_format=torch.channels_last, non_blocking=True)
-        with accelerator.autocast():
-            logits = self.model(pictures)  # (N,)
         labels = labels.to(accelerator.device, non_blocking=True)
-        loss = balanced_loss(logits, labels, self.config.smoothing, accelerator.reduce, processes)
+        counts = accelerator.reduce(class_counts(labels))  # over all processes: see balanced_loss
+        parts = list(zip(pictures.chunk(self.config.accumulate), labels.chunk(self.config.accumulate), strict=True))
         self.optimizer.zero_grad()
-        accelerator.backward(loss)
+        losses = []
+        for number, (some, their_labels) in enumerate(parts, 1):
+            # Processes exchange gradients with the last part only, and exchange means: hence times `processes`.
+            with nullcontext() if number == len(parts) else accelerator.no_sync(self.model):
+                with accelerator.autocast():
+                    logits = self.model(some)  # (N,)
+                losses.append(processes * balanced_loss(logits, their_labels, self.config.smoothing, counts))
+                accelerator.backward(losses[-1])
         accelerator.clip_grad_norm_(self.model.parameters(), 1.0)
         self.history.rates.append(self.scheduler.get_last_lr()[0])
         self.optimizer.step()
         if not accelerator.optimizer_step_was_skipped:  # fp16: the first steps look for a scale
             self.scheduler.step()
         self.history.broken += broken
-        self.history.losses.append(float(accelerator.reduce(loss.detach(), "mean")))
-        return self.history.losses[-1]
+        self.unread.append(accelerator.reduce(torch.stack(losses).detach().sum(), "mean"))
+
+    def read_losses(self) -> None:
+        """Bring the last steps' losses, each of the whole batch, from the device into the history."""
+        if self.unread:
+            self.history.losses += torch.stack(self.unread).tolist()
+        self.unread = []
 
     def _set_train_mode(self) -> None:
         self.model.train()

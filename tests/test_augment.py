@@ -169,6 +169,19 @@ def test_covering_a_landmark_covers_that_landmark(crop, seed):
     assert (keep == 0).mean() < 0.5
 
 
+def test_a_grid_mask_is_a_regular_grid(crop):
+    """Every hole has the same place in its period, and the share of holes is cover squared; the mask goes along."""
+    white = np.full((400, 300, 3), 255, np.uint8)
+    for seed in range(5):
+        grid = A.Compose([augment.GridMask(period=(0.2, 0.2), cover=0.5, p=1)], seed=seed)
+        result = grid(image=white, mask=white[..., 0])
+        keep = result["image"][..., 0]
+        assert np.array_equal(keep, result["mask"])
+        assert np.array_equal(keep[60:], keep[:-60])
+        assert np.array_equal(keep[:, 60:], keep[:, :-60])
+        assert (keep == 0).mean() == pytest.approx(0.25, abs=0.03)
+
+
 def test_half_a_hull_is_about_half_of_the_face(crop):
     shares = {
         float(
@@ -200,7 +213,7 @@ def test_the_hard_set_runs_and_needs_landmarks(crop):
     given = {"mask": np.zeros(crop.shape[:2], np.uint8), "landmarks": LANDMARKS_HERE, "label": 0.0}
     names = [name for _ in range(60) for name, _ in pipeline(image=crop, **given)["applied_transforms"]]
     assert names.count("BlackOut") == 60
-    assert names.count("GridDropout") > 0
+    assert names.count("GridMask") > 0
     with pytest.raises(ValueError, match="landmarks"):
         pipeline(image=crop)
 

@@ -147,3 +147,15 @@ def test_without_a_network_training_starts_from_scratch_and_says_so(monkeypatch,
     monkeypatch.setattr(timm, "create_model", offline)
     create_encoder(ENCODERS["tiny"], True)
     assert capsys.readouterr().out.count("\n") == 1
+
+
+def test_sync_batchnorm_leaves_the_encoders_output_unchanged():
+    """timm's converter keeps the activation that its BatchNorm carries; torch's own drops it without a word."""
+    from timm.layers import convert_sync_batchnorm
+
+    torch.manual_seed(0)
+    encoder, crops = DeepfakeClassifier("tiny").encoder.eval(), torch.randn(2, 3, 64, 64)
+    with torch.no_grad():
+        expected = encoder.forward_features(crops)
+        assert torch.equal(convert_sync_batchnorm(encoder).forward_features(crops), expected)
+        assert any(isinstance(module, torch.nn.SyncBatchNorm) for module in encoder.modules())

@@ -14,7 +14,7 @@ from dfdc_lib.config import DEMO_TRAINING, TrainConfig
 from dfdc_lib.dataset import check_files, epoch_order, read_folds, split_fold
 from dfdc_lib.model import DeepfakeClassifier, load_checkpoint
 from dfdc_lib.paths import WorkFolder
-from dfdc_lib.train import balanced_loss, make_optimizer, score_videos, train
+from dfdc_lib.train import balanced_loss, class_counts, make_optimizer, score_videos, train
 
 SHORT = replace(DEMO_TRAINING, steps=6, epoch_steps=3, batch=4)
 
@@ -25,6 +25,14 @@ def test_loss_by_hand():
     fake = -np.log(p[0])
     real = -np.log(1 - p[1:]).mean()
     assert balanced_loss(logits, labels, smoothing=0).item() == pytest.approx((fake + real) / 2, abs=1e-6)
+
+
+def test_the_parts_of_a_batch_add_up_to_its_loss():
+    logits, labels = torch.randn(7), torch.tensor([1.0, 0, 0, 1, 0, 0, 0])
+    whole, counts = balanced_loss(logits, labels, 0.01), class_counts(labels)
+    parts = [balanced_loss(logits[some], labels[some], 0.01, counts) for some in (slice(0, 2), slice(2, 7))]
+    assert torch.isclose(whole, sum(parts))
+    assert not torch.isclose(whole, (balanced_loss(logits[:4], labels[:4], 0.01) + whole) / 2)
 
 
 def test_neither_class_outweighs_the_other():
@@ -77,6 +85,18 @@ def test_the_same_seed_trains_the_same_model(run, small_work):
     assert other.losses != run.losses
     for a, b in zip(run.model.state_dict().values(), again.model.state_dict().values(), strict=True):
         assert torch.equal(a, b)
+
+
+@pytest.mark.parametrize("config", [SHORT, replace(SHORT, paired=False, augmentation="slides")])
+def test_a_batch_in_parts_trains_as_the_whole(small_work, config):
+    config = replace(config, batch=6, freeze_batchnorm=True)
+    whole, parts = (train(small_work, replace(config, accumulate=n), f"parts_{n}", overwrite=True) for n in (1, 3))
+    assert parts.losses == pytest.approx(whole.losses, abs=1e-5)
+
+
+def test_the_inputs_size_can_be_chosen_and_is_kept(small_work):
+    run = train(small_work, replace(SHORT, size=64), "small")
+    assert load_checkpoint(run.checkpoint).card.size == 64
 
 
 def test_single_crops_train_as_the_slides_say(small_work):
@@ -228,6 +248,37 @@ def test_a_broken_picture_is_counted_and_a_missing_one_is_an_error(damaged_work)
     with pytest.raises(FileNotFoundError, match="1 crops of folds.csv are missing"):
         train(damaged_work, SLIDES, "missing")
     check_files(rows[rows.video_id != crops[1].parent.name], damaged_work)
+
+
+SLOW_SAVER = """
+import sys
+from dataclasses import replace
+from pathlib import Path
+from dfdc_lib.config import DEMO_TRAINING
+from dfdc_lib.paths import WorkFolder
+from dfdc_lib.train import train
+
+config = replace(DEMO_TRAINING, steps=30, epoch_steps=10, batch=4)
+train(WorkFolder(Path(sys.argv[1])), config, "killed", save_every=3, progress=lambda step, *_: print(step, flush=True))
+"""
+
+
+@pytest.mark.slow
+def test_killed_at_random_steps_it_ends_bit_for_bit_the_same(small_work, tmp_path):
+    """kill -9, so that nothing can be put in order; also while last.pt is being written."""
+    (tmp_path / "train.py").write_text(SLOW_SAVER)
+    command, rng = [sys.executable, str(tmp_path / "train.py"), str(small_work.root)], np.random.default_rng()
+    cwd, reached = Path(__file__).resolve().parent.parent, []
+    for last in sorted(rng.integers(1, 30, 4).tolist()):
+        with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, cwd=cwd) as process:
+            for line in process.stdout:
+                reached.append(int(line))
+                if int(line) >= last:
+                    process.kill()
+    config = replace(DEMO_TRAINING, steps=30, epoch_steps=10, batch=4)
+    resumed, undisturbed = train(small_work, config, "killed"), train(small_work, config, "never_killed")
+    assert len(reached) < 60, "a run that was killed did not go on from its last save"
+    assert_same_run(undisturbed, resumed)
 
 
 TWO_PROCESSES = """
