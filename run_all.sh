@@ -17,6 +17,7 @@ options
   --work DIR       where crops, masks and runs go (default: work/<name> beside the data)
   --only 02,03     run these notebooks only
   -p NAME VALUE    set a notebook parameter; may be given several times
+  --sweep NAME A,B run each notebook that has this parameter once a value, each into a copy of its own
   --fresh          run again what stands: notebooks and site; the sample and the environment are kept
   --no-site        do not build the site
   --help           this text

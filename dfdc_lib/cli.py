@@ -3,6 +3,7 @@
 import argparse
 import os
 import sys
+import time
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -14,10 +15,12 @@ from dfdc_lib.config import (
     MARGINS,
     STAGES,
     THRESHOLDS,
+    PredictConfig,
     PreprocessConfig,
     TrainConfig,
     encoder_preset,
 )
+from dfdc_lib.metadata import read_labels
 from dfdc_lib.paths import WorkFolder
 from dfdc_lib.progress import progress_bar
 
@@ -77,7 +80,7 @@ def run_train(args) -> int:
     given = {name: getattr(args, name) for name in names if getattr(args, name) is not None}
     run = train(
         WorkFolder(args.work), replace(config, **given), args.run, args.pretrained, args.workers,
-        overwrite=args.overwrite, progress=progress_bar("step"),
+        overwrite=args.overwrite, keep_every=args.keep_every, progress=progress_bar("step"),
     )  # fmt: skip
     if not run.finished:
         print(f"stopped after step {len(run.losses)}: the same command goes on from there", file=sys.stderr)
@@ -87,27 +90,58 @@ def run_train(args) -> int:
 
 
 def run_predict(args) -> int:
-    from dfdc_lib.predict import REHEARSAL_WARNING, find_videos, load_models, predict_video, write_verdicts
+    from dfdc_lib.predict import (
+        REHEARSAL_WARNING,
+        check_results,
+        find_videos,
+        judge_verdicts,
+        load_models,
+        name_videos,
+        predict_videos,
+        write_verdicts,
+    )
 
-    models = load_models(args.checkpoint)
-    if any(model.card.trained_on == "sample" for model in models):
-        print(f"warning: {REHEARSAL_WARNING}", file=sys.stderr)
-    verdicts = []
-    for video in find_videos(args.videos):
-        verdict = predict_video(video, models, args.frames, args.strategy)
-        verdicts.append(verdict)
-        print(f"{video}: {verdict.status}: {describe(verdict)}", flush=True)
+    config = PredictConfig(args.frames, args.strategy, resize=args.resize)
+    models, videos = load_models(args.checkpoint), find_videos(args.videos)
+    labels = read_labels(args.labels) if args.labels else {}
     if args.out:
-        write_verdicts(verdicts, args.out)
-        print(f"wrote {args.out}, with status.csv and predictions.parquet beside it")
-    return 0 if all(v.status == "ok" for v in verdicts) else 1
+        check_results(args.out)
+    if any(model.card.trained_on == "sample" for model in models.values()):
+        print(f"warning: {REHEARSAL_WARNING}", file=sys.stderr)
+    verdicts, saved = [], time.monotonic()
+    try:
+        for verdict in predict_videos(videos, models, config):
+            verdicts.append(verdict)
+            print(f"{verdict.video}: {verdict.status}: {describe(verdict)}", flush=True)
+            if args.report:
+                from dfdc_lib.report import write_page
+
+                name = name_videos(videos)[verdict.video].replace(os.sep, "_")
+                print(f"page: {write_page(verdict, models, args.report / f'{name}.html')}")
+            if args.out and time.monotonic() - saved > 60:
+                write_verdicts(verdicts, args.out, args.fallback)
+                saved = time.monotonic()
+    finally:  # what has been judged is kept, whatever ended the run
+        if args.out and verdicts:
+            write_verdicts(verdicts, args.out, args.fallback)
+            print(f"wrote {args.out}, with status.csv and predictions.parquet beside it")
+    n_scored = sum(v.p_fake is not None for v in verdicts)
+    print(f"{n_scored} of {len(verdicts)} videos have a score (coverage {n_scored / len(verdicts):.0%})", end="")
+    print(f"; the others count as {args.fallback} in the submission" if args.fallback is not None else "")
+    if labels:
+        judged = judge_verdicts(verdicts, labels, 0.5 if args.fallback is None else args.fallback)
+        print(f"log loss {judged['log_loss_scored']:.3f} over the scored, {judged['log_loss_all']:.3f} over all")
+    return 0 if n_scored == len(verdicts) else 1
 
 
 def describe(verdict) -> str:
-    """The score of a judged video, or why it could not be judged."""
+    """The score of a judged video, and why it could not be judged, or not in full."""
     if verdict.p_fake is None:
         return verdict.reason
-    return f"p_fake {verdict.p_fake:.3f}, {(verdict.faces.checkpoint == 0).sum()} faces in {verdict.n_frames} frames"
+    words = f"p_fake {verdict.p_fake:.3f}, {verdict.n_faces} faces in {verdict.n_frames} frames"
+    if len(verdict.people) > 1:
+        words += ", by person " + ", ".join(f"{p:.3f}" for p in verdict.people.p_fake)
+    return words + f" ({verdict.reason})" * bool(verdict.reason)
 
 
 def run_doctor(args) -> int:
@@ -171,14 +205,22 @@ def build_parser() -> argparse.ArgumentParser:
         help="start from ImageNet's weights: a file, a folder that holds them, or without a value timm's download",
     )  # fmt: skip
     tr.add_argument("--workers", type=int, default=0, help="processes that read crops")
+    tr.add_argument("--keep-every", type=int, default=0, help="keep the weights of every so many epochs; 0: of none")
     tr.add_argument("--overwrite", action="store_true", help="replace a run of this name that has other settings")
 
     pred = add("predict", run_predict, "score videos: is it a fake?")
     pred.add_argument("videos", nargs="+", type=Path, metavar="VIDEO_OR_FOLDER")
     pred.add_argument("--checkpoint", nargs="+", type=Path, required=True)
-    pred.add_argument("--frames", type=int, default=32)
-    pred.add_argument("--strategy", choices=STRATEGIES, default="confident")
-    pred.add_argument("--out", type=Path, help="write a submission here")
+    pred.add_argument("--frames", type=int, default=PredictConfig.frames, help="looked at, spread over the video")
+    pred.add_argument("--strategy", choices=STRATEGIES, default="confident", help="how the faces' scores are joined")
+    pred.add_argument(
+        "--resize", choices=("slides", "half"), default="slides",
+        help="before detection: by the slides' rule, or always to half size as upstream's code does",
+    )  # fmt: skip
+    pred.add_argument("--out", type=Path, help="write a submission here, status.csv and predictions.parquet beside it")
+    pred.add_argument("--fallback", type=float, help="the submission's score of videos that could not be judged")
+    pred.add_argument("--labels", type=Path, help="the truth: a data folder, or a CSV with filename,label")
+    pred.add_argument("--report", type=Path, metavar="FOLDER", help="write a page about each video here")
 
     doc = add("doctor", run_doctor, "what works here, what does not, what to do")
     doc.add_argument("--data", type=Path)

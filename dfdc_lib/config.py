@@ -80,6 +80,26 @@ class PreprocessConfig:
 
 
 @dataclass(frozen=True)
+class PredictConfig:
+    """From a video to a verdict. The defaults are the slides'."""
+
+    frames: int = 32  # spread evenly over the video; a shorter one gives all it has
+    strategy: str = "confident"  # a name from aggregate.STRATEGIES
+    thresholds: tuple[float, float, float] = INFERENCE_THRESHOLDS
+    resize: str = "slides"  # before detection: "slides" by the frame's size · "half" always, as upstream's code
+
+    def __post_init__(self):
+        if self.frames < 1:
+            raise ValueError(f"at least one frame must be looked at, got {self.frames}")
+        if self.resize not in ("slides", "half"):
+            raise ValueError(f"resize must be slides or half, got {self.resize!r}")
+
+
+# What the released weights were scored with; their margin is part of their card.
+UPSTREAM_PREDICT = PredictConfig(resize="half")
+
+
+@dataclass(frozen=True)
 class TrainConfig:
     """One training run. The defaults are the slides'; `DEMO_TRAINING` is what two CPU cores learn the sample with."""
 

@@ -57,19 +57,24 @@ class FaceDetector:
         order = np.argsort(-scores.astype(np.float32), kind="stable")
         return Faces(*(np.asarray(a, np.float32)[order] for a in (boxes, scores, landmarks)))
 
-    def detect_resized(self, frames) -> list[Faces]:
-        """Find faces at the size of the slides' rule; boxes and landmarks come back in pixels of the frames given."""
+    def detect_resized(self, frames, resize: str = "slides") -> list[Faces]:
+        """Find faces at the size of the slides' rule, or at half size; boxes and landmarks in pixels of the frames.
+
+        A face that lies outside the frame (the detector may guess so at its edge) is left out: nothing of it is seen.
+        """
         found = []
         for frame in frames:
             height, width = frame.shape[:2]
-            scale = detector_scale(width, height)
+            scale = detector_scale(width, height) if resize == "slides" else 0.5
             size = (max(round(width * scale), 1), max(round(height * scale), 1))
             resized = (
                 frame
                 if scale == 1
                 else cv2.resize(frame, size, interpolation=cv2.INTER_AREA if scale < 1 else cv2.INTER_CUBIC)
             )
-            found.append(self.detect([resized])[0].scaled(1 / scale))
+            faces = self.detect([resized])[0].scaled(1 / scale)
+            seen = (faces.boxes[:, :2] < (width - 1, height - 1)).all(1) & (faces.boxes[:, 2:] > 1).all(1)
+            found.append(Faces(*(values[seen] for values in faces)))
         return found
 
 

@@ -44,6 +44,17 @@ def read_metadata(data: Path) -> pd.DataFrame:
     return table.sort_values(["part", "video_id"], ignore_index=True)
 
 
+def read_labels(source: Path) -> dict[str, int]:
+    """The truth about videos: file name → 1 for a fake. source: a data folder, or a CSV with filename and label."""
+    if Path(source).is_dir():
+        table = read_metadata(source)
+        return dict(zip(table.file.map(lambda file: Path(file).name), table.label.tolist(), strict=True))
+    table = pd.read_csv(source, dtype={"filename": str}, keep_default_na=False)
+    if not {"filename", "label"} <= set(table) or not set(table.label) <= {0, 1}:
+        raise MetadataError(f"{source} must have the columns filename and label, with 1 for a fake and 0 for a real")
+    return dict(zip(table.filename, table.label.tolist(), strict=True))
+
+
 def _read_part(data: Path, path: Path) -> list[tuple]:
     try:
         entries = json.loads(path.read_text(), object_pairs_hook=_refuse_repeats)

@@ -19,6 +19,18 @@ def auc(labels: np.ndarray, p_fake: np.ndarray) -> float:
     return float(roc_auc_score(labels, p_fake))
 
 
+def at_base_rate(p_fake: float, rate: float) -> float:
+    """The probability of a fake where the share `rate` of all videos is fake, for a model that learned with half.
+
+    Bayes' rule: odds = p / (1 - p) · rate / (1 - rate), if p_fake is calibrated. 0.9 becomes 0.083 where one video in
+    a hundred is fake. Notebook 12 derives it.
+    """
+    if not 0 < rate < 1:
+        raise ValueError(f"a base rate lies between 0 and 1, got {rate}")
+    fakes, reals = p_fake * rate, (1 - p_fake) * (1 - rate)
+    return fakes / (fakes + reals)
+
+
 def bootstrap_interval(
     metric: Callable[[np.ndarray, np.ndarray], float],
     labels: np.ndarray,

@@ -4,6 +4,7 @@ import pickle
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -36,12 +37,13 @@ class DeepfakeClassifier(nn.Module):
         preset = encoder_preset(encoder)
         self.card = ModelCard(encoder, preset.size)
         self.encoder = create_encoder(preset, pretrained)
+        self.features = nn.Identity()  # changes nothing; a place where Grad-CAM can listen
         self.dropout = nn.Dropout(dropout)
         self.fc = nn.Linear(self.encoder.num_features, 1)
 
     def forward(self, crops: Tensor) -> Tensor:
         """crops (N, 3, S, S) normalised → logits (N,)."""
-        features = self.encoder.forward_features(crops)  # (N, C, S/32, S/32)
+        features = self.features(self.encoder.forward_features(crops))  # (N, C, S/32, S/32)
         pooled = features.mean(dim=(2, 3))  # (N, C)
         return self.fc(self.dropout(pooled)).squeeze(1)
 
@@ -51,6 +53,40 @@ class DeepfakeClassifier(nn.Module):
         self.eval()
         device = self.fc.weight.device
         return self(crops.to(device)).sigmoid().float().cpu()
+
+
+class Cost(NamedTuple):
+    """What a classifier costs for one picture."""
+
+    parameters: int
+    macs: int  # multiplications with an addition, forward
+    kept_bytes: int  # of activations, which training keeps for the way back, in 32 bits
+
+
+def cost_of(encoder: str, size: int = 0) -> Cost:
+    """Count a classifier's cost for a picture of `size` pixels (0: the encoder's own), without computing anything.
+
+    Tensors on the device "meta" have a shape and no content: a B7 is counted in a second, and needs no memory.
+    """
+    from torch.utils.flop_counter import FlopCounterMode
+
+    size = size or encoder_preset(encoder).size
+    with torch.device("meta"):
+        model, pair = DeepfakeClassifier(encoder), torch.empty(2, 3, size, size)
+    with FlopCounterMode(display=False) as counter, torch.no_grad():
+        model.eval()(pair)
+    own = {tensor.untyped_storage()._cdata for tensor in (*model.parameters(), *model.buffers())}
+    kept: dict[int, int] = {}
+
+    def note(tensor: Tensor) -> Tensor:
+        kept[tensor.untyped_storage()._cdata] = tensor.untyped_storage().nbytes()
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):
+        logits = model.train()(pair)  # held, and with it what is kept: else storages would be counted as one
+    activations = sum(n_bytes for storage, n_bytes in kept.items() if storage not in own)
+    # The counter calls a multiplication and its addition two operations.
+    return Cost(sum(p.numel() for p in model.parameters()), counter.get_total_flops() // 4, activations // len(logits))
 
 
 def create_encoder(preset: EncoderPreset, pretrained: bool | Path | str) -> nn.Module:

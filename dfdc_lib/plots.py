@@ -142,6 +142,27 @@ def plot_timelines(timelines: dict[str, tuple[int, pd.DataFrame]], threshold: fl
     return figure
 
 
+def plot_people(faces: pd.DataFrame, threshold: float = 0.8) -> Figure:
+    """p_fake over the frames of one video, one line a person. faces: columns frame_idx, face_idx, p_fake.
+
+    Where several models judged a face, their mean is drawn.
+    """
+    figure, axis = plt.subplots(figsize=(7.5, 2.6), layout="constrained")
+    mean = faces.groupby(["face_idx", "frame_idx"], as_index=False).p_fake.mean()
+    for number, (who, seen) in enumerate(mean.groupby("face_idx")):
+        shade, mark = ("black", "#0072B2", "#009E73", "#CC79A7")[number % 4], "osD^"[number % 4]
+        axis.plot(
+            seen.frame_idx, seen.p_fake, color=shade, marker=mark, markersize=4, linewidth=1, label=f"person {who}"
+        )
+    axis.axhline(threshold, color=FAKE, linewidth=0.8, linestyle="--")
+    axis.annotate("confident_strategy counts faces above", (1, threshold), xycoords=("axes fraction", "data"),
+                  textcoords="offset points", xytext=(-3, 3), ha="right", fontsize=8, color=FAKE)  # fmt: skip
+    axis.set(xlabel="frame number", ylabel="p_fake", ylim=(-0.03, 1.03))
+    if mean.face_idx.nunique() > 1:
+        figure.legend(frameon=False, fontsize=9, ncols=6, loc="outside upper left")
+    return figure
+
+
 def plot_verdicts(groups: dict[str, np.ndarray], threshold: float = 0.5) -> Figure:
     """One dot a video, one row a kind. groups: kind → p_fake of its videos; the kind "original" is drawn as real."""
     figure, axis = plt.subplots(figsize=(7.5, 0.6 * len(groups) + 1.1), layout="constrained")

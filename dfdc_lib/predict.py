@@ -1,81 +1,264 @@
-"""From a video to a verdict: 32 frames, their faces, a score each, one number."""
+"""From a video to a verdict: 32 frames, their faces, a score each, one number.
 
-from collections.abc import Iterable
-from dataclasses import dataclass
+Three stages run at the same time, each a few frames ahead of the next: decoding, face detection, scoring. A frame is
+dropped as soon as its faces are cut out, so memory does not grow with a video's length, nor with their number.
+"""
+
+from collections import deque
+from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
 import torch
 
-from dfdc_lib.aggregate import STRATEGIES
+from dfdc_lib.aggregate import STRATEGIES, join_videos
 from dfdc_lib.augment import valid_transforms
-from dfdc_lib.config import INFERENCE_THRESHOLDS
+from dfdc_lib.config import PredictConfig
 from dfdc_lib.faces import FaceDetector, Faces, link_faces
-from dfdc_lib.geometry import add_margin, crop_box
+from dfdc_lib.geometry import add_margin, crop_box, spread_indices
+from dfdc_lib.metrics import log_loss
 from dfdc_lib.model import DeepfakeClassifier, load_checkpoint
 from dfdc_lib.paths import appear_whole
-from dfdc_lib.video import VideoError, read_spread_frames
+from dfdc_lib.video import VideoError, iterate_frames, probe
 
 VIDEO_SUFFIXES = (".mp4", ".mov", ".avi", ".mkv", ".webm")
 REHEARSAL_WARNING = (
     "this checkpoint has learned the sample only, a rehearsal stage with two people: "
     "on any other video its score means nothing"
 )
+BATCH = 32  # crops that a model is given at once
+FACE_COLUMNS = ["frame_idx", "face_idx", "x0", "y0", "x1", "y1", "score"]
+STATUS_COLUMNS = ["filename", "status", "n_frames", "n_faces", "n_people", "reason"]
 
 
 @dataclass
 class Verdict:
     """What can be said about one video.
 
-    status: "ok", "no_face", "decode_error", "unreadable". p_fake is None unless the status is "ok": a video that could
-    not be judged gets no score. faces: one row a face and checkpoint (frame_idx, face_idx, x0, y0, x1, y1, score,
-    checkpoint, p_fake).
+    status: "ok" · "short" (fewer frames than asked for, or the file breaks off) · "decode_error" · "no_face" ·
+    "no_video_stream" · "unreadable" · "missing". p_fake is None where no face was seen: what could not be judged has
+    no score. "short" and "decode_error" may have one, from the frames that could be read. faces: one row a face and
+    checkpoint (frame_idx, face_idx, box x0, y0, x1, y1 in pixels, the detector's score, checkpoint, p_fake).
     """
 
     video: Path
     status: str
-    p_fake: float | None
-    n_frames: int
-    faces: pd.DataFrame
+    p_fake: float | None = None
+    n_frames: int = 0
+    faces: pd.DataFrame = field(default_factory=lambda: pd.DataFrame(columns=[*FACE_COLUMNS, "checkpoint", "p_fake"]))
     reason: str = ""
+    strategy: str = "confident"
+
+    @property
+    def n_faces(self) -> int:
+        """Faces seen, each once however many models judged it."""
+        return len(self.faces.drop_duplicates(["frame_idx", "face_idx"]))
+
+    @property
+    def people(self) -> pd.DataFrame:
+        """One row a person: face_idx, n_faces, p_fake (the strategy over that person's faces, mean over models)."""
+        rows = [
+            (who, faces.frame_idx.nunique(), join_models(faces, self.strategy))
+            for who, faces in self.faces.groupby("face_idx")
+        ]
+        return pd.DataFrame(rows, columns=["face_idx", "n_faces", "p_fake"])
 
 
-def load_models(models: Iterable[DeepfakeClassifier | Path | str]) -> list[DeepfakeClassifier]:
-    """Load what is given as a path, keep what is loaded. Raises ValueError where nothing is given."""
-    loaded = [m if isinstance(m, DeepfakeClassifier) else load_checkpoint(m) for m in models]
+class Cut(NamedTuple):
+    """How a checkpoint wants its crops: margin (see geometry.add_margin) and side of the square, pixels."""
+
+    margin: float | str
+    size: int
+
+
+class Frame(NamedTuple):
+    """A decoded frame on its way."""
+
+    frame_idx: int
+    picture: np.ndarray  # (H, W, 3) uint8 RGB
+
+
+class Seen(NamedTuple):
+    """The faces of a frame, with their crops as each checkpoint wants them."""
+
+    frame_idx: int
+    faces: Faces
+    crops: dict[Cut, list[torch.Tensor]]  # each (3, S, S) float32, normalised
+
+
+class End(NamedTuple):
+    """A video is through: what it was, and what went wrong. status: as in Verdict, without "no_face"."""
+
+    video: Path
+    status: str
+    reason: str
+
+
+def load_models(
+    models: Iterable[DeepfakeClassifier | Path | str], device: str = "auto"
+) -> dict[str, DeepfakeClassifier]:
+    """Load what is given as a path, keep what is loaded: name → model. Raises ValueError where nothing is given."""
+    if device == "auto":
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+    loaded = {}
+    for number, model in enumerate(models):
+        name = f"model {number}" if isinstance(model, DeepfakeClassifier) else str(model)
+        if name in loaded:
+            raise ValueError(f"{name} is given twice: its vote would count double")
+        model = model if isinstance(model, DeepfakeClassifier) else load_checkpoint(model)
+        loaded[name] = model.to(device).eval()
     if not loaded:
         raise ValueError("a verdict needs at least one checkpoint")
     return loaded
 
 
-@cache
-def _detector() -> FaceDetector:
-    return FaceDetector(INFERENCE_THRESHOLDS)
-
-
-def predict_video(path: Path, models, n_frames: int = 32, strategy: str = "confident") -> Verdict:
+def predict_video(
+    path: Path, models, n_frames: int = 32, strategy: str = "confident", config: PredictConfig | None = None
+) -> Verdict:
     """Score one video: `n_frames` frames spread evenly, every face in them, `strategy` over all, mean over models.
 
-    models: loaded models or checkpoint paths. strategy: a name from `aggregate.STRATEGIES`. A file that is not there
-    raises FileNotFoundError; a video that can't be judged gives a verdict with a status and no score.
+    models: loaded models or checkpoint paths. strategy: a name from `aggregate.STRATEGIES`. config: all settings at
+    once, instead of the two. A file that is not there raises FileNotFoundError; a video that can't be judged gives a
+    verdict with a status and no score.
     """
-    if strategy not in STRATEGIES:
-        raise ValueError(f"unknown strategy {strategy!r}: choose one of {', '.join(STRATEGIES)}")
-    models = load_models(models)
-    try:
-        numbers, frames = read_spread_frames(path, n_frames)
-    except VideoError as error:
-        return Verdict(Path(path), error.status, None, 0, pd.DataFrame(), str(error))
-    found = _detector().detect_resized(frames)
-    table = tabulate_faces(numbers, found)
+    if not Path(path).exists():
+        raise FileNotFoundError(f"no such video: {path}")
+    return next(predict_videos([path], models, config or PredictConfig(n_frames, strategy)))
+
+
+def predict_videos(paths: Iterable[Path], models, config: PredictConfig = PredictConfig()) -> Iterator[Verdict]:
+    """Yield the verdict on each video, in order. models: loaded models or checkpoint paths."""
+    if config.strategy not in STRATEGIES:
+        raise ValueError(f"unknown strategy {config.strategy!r}: choose one of {', '.join(STRATEGIES)}")
+    models = models if isinstance(models, dict) else load_models(models)
+    cuts = {Cut(model.card.margin, model.card.size) for model in models.values()}
+    decoded = run_ahead(decode_videos(paths, config.frames), 4)
+    seen = run_ahead(detect_in(decoded, config, cuts), 8)
+    yield from score_videos_in(seen, models, config)
+
+
+def run_ahead(items: Iterator, n_ahead: int) -> Iterator:
+    """Yield what `items` yields, made by a thread of its own that is at most `n_ahead` items in front."""
+    end = object()
+    with ThreadPoolExecutor(1) as pool:
+        waiting = deque(pool.submit(next, items, end) for _ in range(n_ahead))
+        try:
+            while (item := waiting.popleft().result()) is not end:
+                waiting.append(pool.submit(next, items, end))
+                yield item
+        finally:
+            for future in waiting:
+                future.cancel()
+
+
+def decode_videos(paths: Iterable[Path], n_frames: int) -> Iterator[Frame | End]:
+    """Decode `n_frames` frames of each video, spread evenly (all of a shorter one), each video closed by an End."""
+    for path in map(Path, paths):
+        try:
+            info, n_decoded = probe(path), 0
+            wanted = spread_indices(info.n_frames, n_frames) if info.n_frames else []
+            for frame_idx, picture in iterate_frames(path, wanted):
+                n_decoded += 1
+                yield Frame(frame_idx, picture)
+        except FileNotFoundError:
+            yield End(path, "missing", "no such file (a link that leads nowhere, or removed meanwhile)")
+        except VideoError as error:
+            yield End(path, error.status, error.reason)
+        except OSError as error:
+            yield End(path, "unreadable", str(error))
+        else:
+            yield End(path, *describe_decoding(len(wanted), n_decoded, info.n_missing, n_frames))
+
+
+def describe_decoding(n_wanted: int, n_decoded: int, n_missing: int, n_asked: int) -> tuple[str, str]:
+    """Status and reason of a video that could be opened."""
+    if n_decoded == 0:
+        return "decode_error", "no frame could be decoded"
+    if n_decoded < n_wanted:
+        return "decode_error", f"{n_wanted - n_decoded} of {n_wanted} frames can't be decoded; judged by the others"
+    if n_missing:
+        return "short", f"the file ends {n_missing} frames before its header says; judged by what is there"
+    if n_wanted < n_asked:
+        return "short", f"{n_wanted} frames in all, {n_asked} were asked for; judged by all of them"
+    return "ok", ""
+
+
+@cache
+def _detector(thresholds: tuple[float, float, float]) -> FaceDetector:
+    return FaceDetector(thresholds)
+
+
+def detect_in(items: Iterator[Frame | End], config: PredictConfig, cuts: set[Cut]) -> Iterator[Seen | End]:
+    """Find the faces of each frame and cut them out; what is not a frame is passed on."""
+    detector, transforms = _detector(config.thresholds), {cut: valid_transforms(cut.size) for cut in cuts}
+    for item in items:
+        if isinstance(item, End):
+            yield item
+            continue
+        faces = detector.detect_resized([item.picture], config.resize)[0]
+        crops = {
+            cut: [transforms[cut](image=cut_face(item.picture, box, cut.margin))["image"] for box in faces.boxes]
+            for cut in cuts
+        }
+        yield Seen(item.frame_idx, faces, crops)
+
+
+def cut_face(frame: np.ndarray, box, margin: float | str) -> np.ndarray:
+    """The crop (H, W, 3) uint8 RGB of a box in a frame, with `margin`."""
+    return crop_box(frame, add_margin(box, margin, frame.shape[1], frame.shape[0]))
+
+
+def score_videos_in(
+    items: Iterator[Seen | End], models: dict[str, DeepfakeClassifier], config: PredictConfig
+) -> Iterator[Verdict]:
+    """Score crops in batches, as they come; at each End yield the video's verdict."""
+    frames: list[Seen] = []
+    waiting: list[dict[Cut, torch.Tensor]] = []
+    scores: list[dict[str, np.ndarray]] = []
+    for item in items:
+        if isinstance(item, Seen):
+            waiting += [dict(zip(item.crops, face, strict=True)) for face in zip(*item.crops.values(), strict=True)]
+            frames.append(item._replace(crops={}))
+            while len(waiting) >= BATCH:
+                scores.append(score_crops(waiting[:BATCH], models))
+                waiting = waiting[BATCH:]
+            continue
+        scores += [score_crops(waiting, models)] if waiting else []
+        yield conclude(item, frames, {name: [p for s in scores for p in s[name]] for name in models}, config.strategy)
+        frames, waiting, scores = [], [], []
+
+
+def score_crops(
+    crops: Sequence[dict[Cut, torch.Tensor]], models: dict[str, DeepfakeClassifier]
+) -> dict[str, np.ndarray]:
+    """p_fake (n,) of n crops by each model, each given with the margin and size that it was trained with."""
+    return {
+        name: model.predict(torch.stack([c[Cut(model.card.margin, model.card.size)] for c in crops])).numpy()
+        for name, model in models.items()
+    }
+
+
+def conclude(end: End, frames: list[Seen], scores: dict[str, list[float]], strategy: str) -> Verdict:
+    """Join everything that was seen of one video."""
+    table = tabulate_faces([f.frame_idx for f in frames], [f.faces for f in frames])
     if table.empty:
-        return Verdict(Path(path), "no_face", None, len(frames), table, f"no face in {len(frames)} frames")
-    by_number = dict(zip(numbers, frames, strict=True))
-    scored = [table.assign(checkpoint=i, p_fake=score_faces(by_number, table, model)) for i, model in enumerate(models)]
-    p_fake = float(np.mean([STRATEGIES[strategy](faces.p_fake) for faces in scored]))
-    return Verdict(Path(path), "ok", p_fake, len(frames), pd.concat(scored, ignore_index=True))
+        looked = bool(frames)
+        status = "no_face" if looked and end.status in ("ok", "short") else end.status
+        reason = f"no face in {len(frames)} frames" if status == "no_face" else end.reason
+        return Verdict(end.video, status, None, len(frames), reason=reason, strategy=strategy)
+    faces = pd.concat([table.assign(checkpoint=name, p_fake=p) for name, p in scores.items()], ignore_index=True)
+    p_fake = join_models(faces, strategy)
+    return Verdict(end.video, end.status, p_fake, len(frames), faces, end.reason, strategy)
+
+
+def join_models(faces: pd.DataFrame, strategy: str) -> float:
+    """`strategy` over all faces of all frames for each model, then the mean over models, as upstream does."""
+    return float(join_videos(strategy, faces.p_fake.to_numpy(float), faces.checkpoint.to_numpy(str))[1].mean())
 
 
 def tabulate_faces(numbers: list[int], found: list[Faces]) -> pd.DataFrame:
@@ -85,60 +268,79 @@ def tabulate_faces(numbers: list[int], found: list[Faces]) -> pd.DataFrame:
         for number, faces, people in zip(numbers, found, link_faces(found, numbers), strict=True)
         for who, box, score in zip(people, faces.boxes, faces.scores, strict=True)
     ]
-    return pd.DataFrame(rows, columns=["frame_idx", "face_idx", "x0", "y0", "x1", "y1", "score"])
-
-
-def cut_face(frames: dict[int, np.ndarray], row, margin: float) -> np.ndarray:
-    """The crop (H, W, 3) uint8 RGB of one row of a faces table, with `margin`."""
-    frame = frames[row.frame_idx]
-    return crop_box(frame, add_margin((row.x0, row.y0, row.x1, row.y1), margin, frame.shape[1], frame.shape[0]))
-
-
-def score_faces(
-    frames: dict[int, np.ndarray], table: pd.DataFrame, model: DeepfakeClassifier, batch: int = 32
-) -> np.ndarray:
-    """p_fake (n,) of each face of a table, with the margin and the size that the checkpoint was trained with."""
-    transform = valid_transforms(model.card.size)
-    crops = [transform(image=cut_face(frames, row, model.card.margin))["image"] for row in table.itertuples()]
-    scores = [model.predict(torch.stack(crops[i : i + batch])) for i in range(0, len(crops), batch)]
-    return torch.cat(scores).numpy()
+    return pd.DataFrame(rows, columns=FACE_COLUMNS)
 
 
 def find_videos(inputs: Iterable[Path | str]) -> list[Path]:
-    """Expand folders to the videos in them (by suffix, at any depth, sorted). Raises FileNotFoundError."""
+    """Expand folders to the videos in them (by suffix, at any depth, sorted); links that lead nowhere are listed too.
+
+    Raises FileNotFoundError for a name that is not there, and for a folder without videos.
+    """
     videos = []
     for given in map(Path, inputs):
-        if not given.exists():
+        if not given.exists() and not given.is_symlink():
             raise FileNotFoundError(f"no such file or folder: {given}")
         inside = (
-            sorted(p for p in given.rglob("*") if p.suffix.lower() in VIDEO_SUFFIXES and p.is_file())
+            sorted(p for p in given.rglob("*") if p.suffix.lower() in VIDEO_SUFFIXES and not p.is_dir())
             if given.is_dir()
             else [given]
         )
         if not inside:
             raise FileNotFoundError(f"no video ({', '.join(VIDEO_SUFFIXES)}) in {given}")
         videos += inside
-    return videos
+    return list(dict.fromkeys(videos))
 
 
-def write_verdicts(verdicts: list[Verdict], out: Path) -> None:
-    """Write the submission `out`: filename, label, for scored videos only.
+def name_videos(paths: Sequence[Path]) -> dict[Path, str]:
+    """What the results call each video: its file name; the whole path where two have the same file name."""
+    counts = pd.Series([path.name for path in paths], dtype=object).value_counts()
+    return {path: path.name if counts[path.name] == 1 else str(path) for path in paths}
+
+
+def check_results(out: Path) -> None:
+    """Raise ValueError where the results would take the place of files that are not such results."""
+    out = Path(out)
+    if out.name in ("status.csv", "predictions.parquet"):
+        raise ValueError(f"{out.name} is the name of another result: name the submission otherwise")
+    for path, begins in ((out, "filename,label"), (out.parent / "status.csv", ",".join(STATUS_COLUMNS[:2]))):
+        if path.exists() and not path.read_text(errors="replace").startswith(begins):
+            raise ValueError(f"{path} is there and is not a result of `dfdc predict`: choose another folder for --out")
+
+
+def write_verdicts(verdicts: Sequence[Verdict], out: Path, fallback: float | None = None) -> None:
+    """Write the submission `out`: filename, label. Videos without a score are left out, or get `fallback` if given.
 
     Beside it go status.csv (all videos) and predictions.parquet (one row a face and checkpoint).
     """
     out = Path(out)
-    if out.name in ("status.csv", "predictions.parquet"):
-        raise ValueError(f"{out.name} is the name of another result: name the submission otherwise")
-    scored = [v for v in verdicts if v.p_fake is not None]
-    submission = pd.DataFrame({"filename": [v.video.name for v in scored], "label": [v.p_fake for v in scored]})
-    status = pd.DataFrame(
-        [(v.video.name, v.status, v.n_frames, v.reason) for v in verdicts],
-        columns=["filename", "status", "n_frames", "reason"],
+    check_results(out)
+    names = name_videos([v.video for v in verdicts])
+    scored = [(names[v.video], fallback if v.p_fake is None else v.p_fake) for v in verdicts]
+    submission = pd.DataFrame([s for s in scored if s[1] is not None], columns=["filename", "label"])
+    rows = [(names[v.video], v.status, v.n_frames, v.n_faces, v.faces.face_idx.nunique(), v.reason) for v in verdicts]
+    faces = pd.concat(
+        [v.faces.assign(video=names[v.video]) for v in verdicts if len(v.faces)] or [Verdict("", "").faces]
     )
-    faces = pd.concat([v.faces.assign(video=v.video.name) for v in verdicts], ignore_index=True)
     with appear_whole(out) as temporary:
         submission.to_csv(temporary, index=False)
     with appear_whole(out.parent / "status.csv") as temporary:
-        status.to_csv(temporary, index=False)
+        pd.DataFrame(rows, columns=STATUS_COLUMNS).to_csv(temporary, index=False)
     with appear_whole(out.parent / "predictions.parquet") as temporary:
-        faces.to_parquet(temporary, index=False)
+        faces.reset_index(drop=True).to_parquet(temporary, index=False)
+
+
+def judge_verdicts(verdicts: Sequence[Verdict], labels: dict[str, int], fallback: float = 0.5) -> dict[str, float]:
+    """How good the verdicts are, where the truth is known: coverage, log loss of the scored, log loss of all.
+
+    labels: file name → 1 for a fake. For the log loss of all, videos without a score count as `fallback`. Raises
+    ValueError where a label is missing.
+    """
+    unknown = [v.video.name for v in verdicts if v.video.name not in labels]
+    if unknown:
+        raise ValueError(f"no label for {len(unknown)} videos, such as {unknown[0]}")
+    truth = np.array([labels[v.video.name] for v in verdicts])
+    scores = np.array([np.nan if v.p_fake is None else v.p_fake for v in verdicts], float)
+    known = ~np.isnan(scores)
+    of_scored = log_loss(truth[known], scores[known]) if known.any() else float("nan")
+    everything = log_loss(truth, np.where(known, scores, fallback))
+    return {"coverage": float(known.mean()), "log_loss_scored": of_scored, "log_loss_all": everything}

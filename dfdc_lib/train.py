@@ -22,7 +22,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
-from dfdc_lib.aggregate import STRATEGIES, mean
+from dfdc_lib.aggregate import STRATEGIES, join_videos
 from dfdc_lib.augment import AUGMENTATIONS, valid_transforms
 from dfdc_lib.config import TrainConfig
 from dfdc_lib.dataset import (
@@ -136,19 +136,18 @@ def train(
     workers: int = 0,
     save_every: int = 500,
     overwrite: bool = False,
+    keep_every: int = 0,
     progress: Callable[[int, int, float], None] = lambda step, total, loss: None,
 ) -> Run:
     """Train one classifier on all folds but `config.fold`; go on where an interrupted run of this name stopped.
 
     pretrained: as `model.DeepfakeClassifier`. workers: processes that read crops. save_every: steps from one last.pt
-    to the next. A run of the same name with other settings or data raises ValueError, unless `overwrite`. Ctrl-C and
-    SIGTERM save and return the unfinished run. progress(step, steps, loss) is called after each step; on a GPU after
-    every tenth, because to read a loss is to wait for the GPU.
+    to the next. keep_every: keep the weights after every so many epochs, as epoch_<number>.pt (0: of none). A run of
+    the same name with other settings or data raises ValueError, unless `overwrite`. Ctrl-C and SIGTERM save and return
+    the unfinished run. progress(step, steps, loss) is called after each step; on a GPU after every tenth, because to
+    read a loss is to wait for the GPU.
     """
-    from accelerate import Accelerator
-
-    accelerator = Accelerator(mixed_precision=config.precision, cpu=not torch.cuda.is_available())
-    _refuse_strangers(accelerator.num_processes)
+    accelerator = make_accelerator(config.precision)
     rows, held_out = split_fold(read_folds(work), config.fold)
     check_files(rows, work)
     held_out = held_out[held_out.frame_idx % config.valid_every == 0]
@@ -158,8 +157,20 @@ def train(
     with _alone(folder, accelerator.is_main_process), _stop_on_signals() as stop:
         trainer = Trainer(work, config, folder, accelerator, made_from, pretrained)
         trainer.load(overwrite)
+        trainer.keep_every = keep_every
         finished = trainer.run(pair(rows) if config.paired else rows, held_out, workers, save_every, stop, progress)
         return trainer.finish(held_out, finished)
+
+
+def make_accelerator(precision: str):
+    """accelerate's handle on devices and processes. Raises ValueError where processes do not see each other."""
+    from accelerate import Accelerator
+    from accelerate.state import AcceleratorState
+
+    AcceleratorState._reset_state()  # else the first precision of a Python process would be the only one
+    accelerator = Accelerator(mixed_precision=precision, cpu=not torch.cuda.is_available())
+    _refuse_strangers(accelerator.num_processes)
+    return accelerator
 
 
 class Trainer:
@@ -182,6 +193,7 @@ class Trainer:
         optimizer, self.scheduler = make_optimizer(model, config)
         self.model, self.optimizer = accelerator.prepare(model, optimizer)
         self.history = History()
+        self.keep_every = 0  # epochs; 0: keep none but the last and the best
         self.unread: list[Tensor] = []  # losses that are still on the device
         self.read_every = 1 if accelerator.device.type == "cpu" else 10
         self.scored: pd.DataFrame | None = None  # the held-out crops, by the weights of the last epoch
@@ -270,6 +282,8 @@ class Trainer:
         if line["valid_loss"] < history.best:
             history.best = line["valid_loss"]
             self.save("best.pt", weights_only=True)
+        if self.keep_every and (epoch + 1) % self.keep_every == 0:
+            self.save(f"epoch_{epoch}.pt", weights_only=True)
         if self.accelerator.is_main_process:
             _write_table(self.folder / "metrics.csv", pd.DataFrame(history.epochs))
 
@@ -332,8 +346,8 @@ def judge(scored: pd.DataFrame) -> dict[str, float]:
     """Validation twice: upstream's way, (reals' + fakes' log loss) / 2 over crops, and per video by each strategy."""
     by_class = [log_loss(crops.label, crops.p_fake) for _, crops in scored.groupby("label")]
     result = {"valid_loss": float(np.mean(by_class))}
-    for name, strategy in STRATEGIES.items():
-        videos = score_videos(scored, strategy)
+    for name in STRATEGIES:
+        videos = score_videos(scored, name)
         result[f"valid_video_{name}"] = log_loss(videos.label, videos.p_fake)
     return result
 
@@ -349,11 +363,11 @@ def score_crops(model: DeepfakeClassifier, rows: pd.DataFrame, reader: CropReade
     return rows.assign(p_fake=torch.cat(scores).numpy() if scores else [])
 
 
-def score_videos(crops: pd.DataFrame, strategy: Callable = mean) -> pd.DataFrame:
-    """Join the crops' p_fake of each video: columns video_id, label, original_id, p_fake."""
-    grouped = crops.groupby("video_id")
-    videos = grouped.agg(label=("label", "first"), original_id=("original_id", "first"))
-    return videos.assign(p_fake=grouped.p_fake.apply(lambda p: strategy(p.to_numpy()))).reset_index()
+def score_videos(crops: pd.DataFrame, strategy: str = "mean") -> pd.DataFrame:
+    """Join the crops' p_fake of each video, by a strategy's name: columns video_id, label, original_id, p_fake."""
+    video_ids, p_fake = join_videos(strategy, crops.p_fake.to_numpy(), crops.video_id.to_numpy(str))
+    about = crops.drop_duplicates("video_id").set_index("video_id").loc[video_ids, ["label", "original_id"]]
+    return about.assign(p_fake=p_fake).reset_index()
 
 
 def _refuse_strangers(processes: int) -> None:

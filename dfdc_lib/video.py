@@ -9,15 +9,13 @@ import av
 import cv2
 import numpy as np
 
-from dfdc_lib.geometry import spread_indices
-
 
 class VideoError(Exception):
-    """A video that can't be used. `status` is the word that the artifacts record."""
+    """A video that can't be used: `status` is the word that the artifacts record, `reason` a sentence."""
 
     def __init__(self, status: str, path: Path, reason: str):
         super().__init__(f"{path}: {reason}")
-        self.status = status
+        self.status, self.reason = status, reason
 
 
 class VideoInfo(NamedTuple):
@@ -39,8 +37,20 @@ def open_video(path: Path) -> cv2.VideoCapture:
         raise FileNotFoundError(f"no such video: {path}")
     capture = cv2.VideoCapture(str(path), cv2.CAP_FFMPEG, [cv2.CAP_PROP_N_THREADS, 1])
     if not capture.isOpened():
-        raise VideoError("unreadable", path, "not a video that FFmpeg can open")
+        raise VideoError(*_why_closed(path))
     return capture
+
+
+def _why_closed(path: Path) -> tuple[str, Path, str]:
+    """Status, path and reason of a file that OpenCV can't open."""
+    try:
+        with av.open(str(path)) as container:
+            if not container.streams.video:
+                kinds = sorted({stream.type for stream in container.streams}) or ["nothing"]
+                return "no_video_stream", path, f"it holds {', '.join(kinds)} and no video"
+    except av.error.FFmpegError as error:
+        return "unreadable", path, f"not a video that FFmpeg can open ({error.strerror})"
+    return "unreadable", path, "not a video that OpenCV can open"
 
 
 def probe(path: Path) -> VideoInfo:
@@ -106,20 +116,6 @@ def _frame_number(capture: cv2.VideoCapture, times: np.ndarray, previous: int) -
     if not len(times) or np.isnan(times[0]):
         return previous + 1
     return int(np.abs(times - capture.get(cv2.CAP_PROP_POS_MSEC)).argmin())
-
-
-def read_spread_frames(path: Path, n_frames: int) -> tuple[list[int], list[np.ndarray]]:
-    """Read `n_frames` frames spread evenly over a video: (frame numbers, frames).
-
-    Raises VideoError with status `decode_error` where not one frame can be decoded.
-    """
-    if n_frames < 1:
-        raise ValueError(f"at least one frame must be looked at, got {n_frames}")
-    pairs = list(iterate_frames(path, spread_indices(max(probe(path).n_frames, 1), n_frames)))
-    if not pairs:
-        raise VideoError("decode_error", path, "no frame could be decoded")
-    numbers, frames = zip(*pairs, strict=True)
-    return list(numbers), list(frames)
 
 
 def write_video(path: Path, frames: Iterable[np.ndarray], fps: int = 30, crf: int = 23) -> None:

@@ -56,6 +56,7 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--work", type=Path)
     parser.add_argument("--only", default="")
     parser.add_argument("-p", dest="parameters", nargs=2, action="append", default=[], metavar=("NAME", "VALUE"))
+    parser.add_argument("--sweep", nargs=2, metavar=("NAME", "VALUES"))
     parser.add_argument("--fresh", action="store_true")
     parser.add_argument("--no-site", action="store_true")
     return parser.parse_args(argv)
@@ -103,6 +104,23 @@ def collect_parameters(notebook: Path, profile: dict[str, dict], folders: dict[s
     return values | {name: yaml.safe_load(text) for name, text in given if name in known}
 
 
+def plan_runs(notebooks: list[Path], parameters: dict[Path, dict], sweep: tuple[str, str] | None) -> list[tuple]:
+    """(notebook, values, name of the executed copy), one for each notebook; with a sweep, for each of its values.
+
+    A notebook without the swept parameter is run once.
+    """
+    plans = []
+    for notebook in notebooks:
+        values = parameters[notebook]
+        if sweep is None or sweep[0] not in papermill.inspect_notebook(notebook):
+            plans.append((notebook, values, notebook.stem))
+            continue
+        for text in sweep[1].split(","):
+            word = "".join(c if c.isalnum() else "-" for c in text.strip())
+            plans.append((notebook, values | {sweep[0]: yaml.safe_load(text)}, f"{notebook.stem}_{sweep[0]}_{word}"))
+    return plans
+
+
 def check_given(notebooks: list[Path], given: list) -> None:
     """A misspelt parameter is an error: papermill alone would only mention it."""
     known = sorted({name for notebook in notebooks for name in papermill.inspect_notebook(notebook)})
@@ -129,17 +147,17 @@ def fingerprint(notebook: Path, values: dict, data: Path) -> str:
     return digest.hexdigest()
 
 
-def run_notebook(notebook: Path, values: dict, out: Path, folders: tuple[Path, Path], fresh: bool) -> Outcome:
-    """Execute one notebook into `out`, unless the copy there was made from the same things and its artifacts stand.
+def run_notebook(notebook: Path, values: dict, executed: Path, folders: tuple[Path, Path], fresh: bool) -> Outcome:
+    """Execute one notebook, unless the copy there was made from the same things and its artifacts stand.
 
-    folders: where the data and the artifacts lie.
+    executed: where the copy goes. folders: where the data and the artifacts lie.
     """
     data, work = folders
-    executed, mark = out / notebook.name, out / f".{notebook.stem}.made-from"
+    mark = executed.with_name(f".{executed.stem}.made-from")
     made_from = fingerprint(notebook, values, data)
     if not fresh and work.exists() and executed.exists() and mark.exists() and mark.read_text() == made_from:
-        return Outcome(notebook.stem, 0, kept=True)
-    out.mkdir(parents=True, exist_ok=True)
+        return Outcome(executed.stem, 0, kept=True)
+    executed.parent.mkdir(parents=True, exist_ok=True)
     mark.unlink(missing_ok=True)
     started = time.monotonic()
     try:
@@ -148,12 +166,12 @@ def run_notebook(notebook: Path, values: dict, out: Path, folders: tuple[Path, P
         )
     except DeadKernelError as error:  # killed, most often for memory
         lost = f"{notebook.name}: the kernel died: {error}\nhalf-executed copy: {executed}"
-        return Outcome(notebook.stem, time.monotonic() - started, error=lost)
+        return Outcome(executed.stem, time.monotonic() - started, error=lost)
     except PapermillExecutionError as error:
         cell = f"cell {error.exec_count} of {notebook.name}: {error.ename}: {error.evalue}"
-        return Outcome(notebook.stem, time.monotonic() - started, error=f"{cell}\nhalf-executed copy: {executed}")
+        return Outcome(executed.stem, time.monotonic() - started, error=f"{cell}\nhalf-executed copy: {executed}")
     mark.write_text(made_from)
-    return Outcome(notebook.stem, time.monotonic() - started)
+    return Outcome(executed.stem, time.monotonic() - started)
 
 
 def build_site(report: Path) -> Path:
@@ -201,16 +219,18 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = parse_arguments(argv)
     try:
         notebooks, profile = choose_notebooks(args.only), read_profile(args.profile)
-        check_given(notebooks, args.parameters)
+        check_given(notebooks, args.parameters + ([args.sweep] if args.sweep else []))
         data = prepare_data(args.data, args.profile)
         work = args.work.resolve() if args.work else WorkFolder.beside(data).root
         folders = {"DATA": str(data), "WORK": str(work)}
-        plans = [(n, collect_parameters(n, profile, folders, args.parameters)) for n in notebooks]
+        parameters = {n: collect_parameters(n, profile, folders, args.parameters) for n in notebooks}
+        plans = plan_runs(notebooks, parameters, args.sweep)
         report = ROOT / "reports" / args.profile
         outcomes = []
-        for number, (notebook, values) in enumerate(plans, 1):
-            print(f"[{number}/{len(plans)}] {notebook.stem}", flush=True)
-            outcomes.append(run_notebook(notebook, values, report / "notebooks", (data, work), args.fresh))
+        for number, (notebook, values, name) in enumerate(plans, 1):
+            print(f"[{number}/{len(plans)}] {name}", flush=True)
+            executed = report / "notebooks" / f"{name}.ipynb"
+            outcomes.append(run_notebook(notebook, values, executed, (data, work), args.fresh))
             if outcomes[-1].error:
                 break
         failed = any(outcome.error for outcome in outcomes)

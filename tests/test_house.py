@@ -80,6 +80,7 @@ def test_readme_names_the_two_commands_and_they_exist():
         "--work",
         "--only",
         "-p NAME VALUE",
+        "--sweep NAME A,B",
         "--fresh",
         "--no-site",
         "--lab",

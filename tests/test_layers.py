@@ -14,7 +14,7 @@ ROWS = [
     ["metadata", "faces", "manipulate", "augment"],
     ["sample", "preprocess", "dataset", "model"],
     ["train", "predict"],
-    ["doctor"],
+    ["doctor", "report"],
     ["cli"],
 ]
 ROW_OF = {module: number for number, row in enumerate(ROWS) for module in row}

@@ -6,7 +6,7 @@ import timm
 import torch
 
 from dfdc_lib.config import ENCODERS, EncoderPreset
-from dfdc_lib.model import DeepfakeClassifier, create_encoder, load_checkpoint, save_checkpoint
+from dfdc_lib.model import DeepfakeClassifier, cost_of, create_encoder, load_checkpoint, save_checkpoint
 
 
 @pytest.fixture(scope="module")
@@ -159,3 +159,12 @@ def test_sync_batchnorm_leaves_the_encoders_output_unchanged():
         expected = encoder.forward_features(crops)
         assert torch.equal(convert_sync_batchnorm(encoder).forward_features(crops), expected)
         assert any(isinstance(module, torch.nn.SyncBatchNorm) for module in encoder.modules())
+
+
+def test_costs_are_those_that_the_encoders_paper_states():
+    """EfficientNet (arXiv 1905.11946), table 2: parameters with ImageNet's classifier, MACs at the paper's sizes."""
+    for name, size, features, parameters, macs in (("b3", 300, 1536, 12e6, 1.8e9), ("b7", 600, 2560, 66e6, 37e9)):
+        cost = cost_of(name, size)
+        assert cost.parameters + features * 1000 == pytest.approx(parameters, rel=0.03)
+        assert cost.macs == pytest.approx(macs, rel=0.04)
+    assert cost_of("tiny", 128).kept_bytes == pytest.approx(4 * cost_of("tiny", 64).kept_bytes, rel=0.05)

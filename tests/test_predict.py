@@ -1,14 +1,25 @@
+import struct
+import time
+import weakref
+from pathlib import Path
+
+import av
+import cv2
 import numpy as np
 import pandas as pd
 import pytest
 import torch
+from conftest import write_intra_video
 
 from dfdc_lib import predict as p
 from dfdc_lib.aggregate import confident_strategy
 from dfdc_lib.augment import valid_transforms
+from dfdc_lib.cli import main
+from dfdc_lib.geometry import spread_indices
 from dfdc_lib.metadata import read_metadata
 from dfdc_lib.model import DeepfakeClassifier, save_checkpoint
-from dfdc_lib.video import read_spread_frames, write_video
+from dfdc_lib.sample import portrait
+from dfdc_lib.video import iterate_frames, probe, write_video
 
 
 @pytest.fixture(scope="module")
@@ -30,8 +41,9 @@ def test_a_verdict_by_hand(video, models):
     """One frame, followed by hand through every step, gives the score that the verdict records."""
     verdict = p.predict_video(video, models[:1], n_frames=4)
     row = verdict.faces.iloc[0]
-    numbers, frames = read_spread_frames(video, 4)
-    frame = frames[numbers.index(row.frame_idx)]
+    wanted = spread_indices(probe(video).n_frames, 4)
+    assert row.frame_idx in wanted
+    ((_, frame),) = iterate_frames(video, [row.frame_idx])
     width, height = row.x1 - row.x0, row.y1 - row.y0
     x0, x1 = round(row.x0 - 0.2 * width), round(row.x1 + 0.2 * width)
     y0, y1 = round(row.y0 - 0.2 * height), round(row.y1 + 0.2 * height)
@@ -92,3 +104,175 @@ def test_folders_are_searched_and_wrong_names_refused(small_sample, tmp_path):
         p.find_videos([tmp_path])
     with pytest.raises(FileNotFoundError, match="nowhere"):
         p.find_videos([tmp_path / "nowhere"])
+
+
+def turn_by_metadata(path):
+    """Tell players to show an mp4 turned clockwise by a quarter, as phones do: the matrix in its track header."""
+    data = bytearray(path.read_bytes())
+    place = data.index(b"tkhd") + 4 + 40  # after version, times, track number, duration, layer and volume
+    data[place : place + 36] = struct.pack(">9i", 0, 1 << 16, 0, -1 << 16, 0, 0, 256 << 16, 0, 1 << 30)
+    path.write_bytes(data)
+
+
+def write_audio(path):
+    with av.open(str(path), "w") as container:
+        stream = container.add_stream("aac", rate=44100)
+        frame = av.AudioFrame.from_ndarray(np.zeros((1, 4096), np.float32), format="fltp", layout="mono")
+        frame.sample_rate = 44100
+        container.mux(stream.encode(frame))
+        container.mux(stream.encode())
+
+
+@pytest.fixture(scope="module")
+def zoo(tmp_path_factory):
+    """One folder with every kind of video that people bring."""
+    folder = tmp_path_factory.mktemp("zoo")
+    face = cv2.resize(portrait("collins")[:260, 90:350], (256, 256))
+    moving = [np.roll(face, 2 * (i % 5), axis=1) for i in range(33)]
+    for count in (1, 2, 10, 31, 32, 33):
+        write_video(folder / f"{count:02d}_frames.mp4", moving[:count])
+    write_video(folder / "no_face.mp4", [np.full((120, 160, 3), 127, np.uint8)] * 40)
+    hopper = cv2.resize(portrait("hopper")[90:390, 110:410], (256, 256))
+    write_video(folder / "two_people.mp4", [np.hstack([picture, hopper]) for picture in moving])
+    write_intra_video(folder / "variable_rate.mp4", moving, times=[20 * i + 7 * (i % 3) for i in range(33)])
+    write_intra_video(folder / "damaged.mp4", moving, drop=[4, 20])
+    whole = (folder / "33_frames.mp4").read_bytes()
+    (folder / "truncated.mp4").write_bytes(whole[: len(whole) // 2])
+    write_audio(folder / "audio_only.mp4")
+    (folder / "empty.mp4").write_bytes(b"")
+    (folder / "text.mp4").write_text("not a video")
+    (folder / "dangling.mp4").symlink_to(folder / "nowhere.mp4")
+    return folder
+
+
+ZOO = {
+    "01_frames": ("short", 1), "02_frames": ("short", 2), "10_frames": ("short", 10), "31_frames": ("short", 31),
+    "32_frames": ("ok", 32), "33_frames": ("ok", 32), "no_face": ("no_face", 32), "two_people": ("ok", 32),
+    "variable_rate": ("ok", 32), "damaged": ("decode_error", 30), "truncated": ("unreadable", 0),
+    "audio_only": ("no_video_stream", 0), "empty": ("unreadable", 0), "text": ("unreadable", 0),
+    "dangling": ("missing", 0),
+}  # fmt: skip
+
+
+def test_one_run_over_every_kind_of_video(zoo, models, tmp_path, capsys):
+    """Each its right status, a score for those with a face, and exit code and summary that agree."""
+    save_checkpoint(tmp_path / "m.pt", models[0])
+    out = tmp_path / "out" / "submission.csv"
+    code = main(["predict", str(zoo), "--checkpoint", str(tmp_path / "m.pt"), "--out", str(out), "--fallback", "0.5"])
+    status = pd.read_csv(out.parent / "status.csv").set_index("filename")
+    for name, expected in ZOO.items():
+        row = status.loc[f"{name}.mp4"]
+        assert (row.status, row.n_frames) == expected, name
+    faces = pd.read_parquet(out.parent / "predictions.parquet").groupby("video")
+    assert faces.frame_idx.nunique()["10_frames.mp4"] == 10
+    assert faces.face_idx.nunique()["two_people.mp4"] == 2
+    assert faces.face_idx.nunique()["01_frames.mp4"] == 1
+    submission = pd.read_csv(out)
+    assert set(submission.filename) == set(status.index)
+    printed = capsys.readouterr().out
+    n_scored = faces.ngroups
+    assert code == 1
+    assert f"{n_scored} of {len(status)} videos have a score" in printed
+    assert (submission.label[~submission.filename.isin(faces.groups)] == 0.5).all()
+
+
+def test_a_video_that_is_turned_by_its_metadata_is_seen_upright(tmp_path, models):
+    face = cv2.resize(portrait("collins")[:260, 90:350], (256, 256))
+    write_video(tmp_path / "turned.mp4", [np.ascontiguousarray(np.rot90(face))] * 3)
+    turn_by_metadata(tmp_path / "turned.mp4")
+    write_video(tmp_path / "plain.mp4", [face] * 3)
+    turned, plain = (p.predict_video(tmp_path / f"{name}.mp4", models) for name in ("turned", "plain"))
+    assert turned.n_faces == plain.n_faces == 3
+    assert turned.p_fake == pytest.approx(plain.p_fake, abs=0.02)
+
+
+def test_each_person_has_a_score(zoo, models):
+    verdict = p.predict_video(zoo / "two_people.mp4", models)
+    assert verdict.people.n_faces.tolist() == [32, 32]
+    one = verdict.faces[(verdict.faces.face_idx == 1) & (verdict.faces.checkpoint == "model 0")]
+    other = verdict.faces[(verdict.faces.face_idx == 1) & (verdict.faces.checkpoint == "model 1")]
+    assert verdict.people.p_fake[1] == pytest.approx(
+        (confident_strategy(one.p_fake) + confident_strategy(other.p_fake)) / 2
+    )
+
+
+def test_the_strategy_runs_over_all_faces_for_each_model_and_then_comes_the_mean(zoo, models):
+    verdict = p.predict_video(zoo / "two_people.mp4", models, strategy="max")
+    assert len(verdict.faces) == 2 * 64
+    expected = verdict.faces.groupby("checkpoint").p_fake.max().mean()
+    assert verdict.p_fake == pytest.approx(expected)
+
+
+def test_coverage_and_log_loss_with_and_without_the_fallback():
+    verdicts = [p.Verdict(Path("a.mp4"), "ok", 0.8), p.Verdict(Path("b.mp4"), "no_face")]
+    judged = p.judge_verdicts(verdicts, {"a.mp4": 1, "b.mp4": 0})
+    assert judged["coverage"] == 0.5
+    assert judged["log_loss_scored"] == pytest.approx(-np.log(0.8))
+    assert judged["log_loss_all"] == pytest.approx(-(np.log(0.8) + np.log(0.5)) / 2)
+    with pytest.raises(ValueError, match="no label for 1 videos, such as b.mp4"):
+        p.judge_verdicts(verdicts, {"a.mp4": 1})
+
+
+def test_two_videos_of_the_same_name_keep_apart(tmp_path, video, models):
+    paths = []
+    for folder in ("one", "two"):
+        (tmp_path / folder).mkdir()
+        paths.append(tmp_path / folder / "same.mp4")
+        paths[-1].write_bytes(video.read_bytes())
+    p.write_verdicts(list(p.predict_videos(paths, models, p.PredictConfig(frames=2))), tmp_path / "s.csv")
+    assert pd.read_csv(tmp_path / "s.csv").filename.tolist() == [str(path) for path in paths]
+
+
+def test_results_never_take_the_place_of_other_files(tmp_path):
+    (tmp_path / "status.csv").write_text("my,own,table\n")
+    with pytest.raises(ValueError, match="choose another folder"):
+        p.check_results(tmp_path / "submission.csv")
+
+
+def test_a_checkpoint_given_twice_is_an_error(tmp_path, models):
+    save_checkpoint(tmp_path / "m.pt", models[0])
+    with pytest.raises(ValueError, match="given twice"):
+        p.load_models([tmp_path / "m.pt"] * 2)
+
+
+def test_run_ahead_keeps_order_errors_and_its_distance():
+    made = []
+
+    def numbers():
+        for number in range(10):
+            made.append(number)
+            yield number
+        raise KeyError("last")
+
+    ahead = p.run_ahead(numbers(), 3)
+    assert next(ahead) == 0
+    time.sleep(0.1)
+    assert len(made) <= 5
+    with pytest.raises(KeyError, match="last"):
+        assert list(ahead) == list(range(1, 10))
+    assert made == list(range(10))
+
+
+def test_memory_does_not_grow_with_the_number_of_frames(tmp_path, models):
+    """At no time are more than a few decoded frames alive, however many are looked at."""
+    write_video(tmp_path / "long.mp4", [np.full((240, 320, 3), 99, np.uint8)] * 120)
+    alive, most = weakref.WeakSet(), 0
+
+    def watch(items):
+        nonlocal most
+        for item in items:
+            if isinstance(item, p.Frame):
+                holder = type("Holder", (), {})()
+                alive.add(holder)
+                weakref.finalize(item.picture, lambda holder=holder: None)
+                most = max(most, sum(1 for _ in alive))
+            yield item
+
+    decoded = p.run_ahead(watch(p.decode_videos([tmp_path / "long.mp4"], 120)), 4)
+    cuts = {p.Cut(0.2, 112)}
+    list(
+        p.score_videos_in(
+            p.detect_in(decoded, p.PredictConfig(frames=120), cuts), p.load_models(models), p.PredictConfig()
+        )
+    )
+    assert most <= 8

@@ -100,3 +100,12 @@ def test_a_failure_is_named_and_the_next_run_goes_on_from_there(call, tmp_path, 
     assert call("-p", "LIMIT", "0") == 0
     lines = capsys.readouterr().out.splitlines()
     assert any(line.startswith("00_first ") and "kept" in line for line in lines)
+
+
+def test_a_sweep_leaves_one_executed_copy_a_value(call, tmp_path, capsys):
+    assert call("--only", "00", "--sweep", "LIMIT", "4,5") == 0
+    for value in (4, 5):
+        executed = tmp_path / "reports" / "demo" / "notebooks" / f"00_first_LIMIT_{value}.ipynb"
+        assert f"limit {value}" in executed.read_text()
+    assert call("--sweep", "LIMTI", "4,5") == 2
+    assert "no parameter 'LIMTI'" in capsys.readouterr().err

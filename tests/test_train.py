@@ -94,6 +94,19 @@ def test_a_batch_in_parts_trains_as_the_whole(small_work, config):
     assert parts.losses == pytest.approx(whole.losses, abs=1e-5)
 
 
+def test_epochs_can_be_kept(small_work):
+    run = train(small_work, SHORT, "snapshots", keep_every=1)
+    kept = [load_checkpoint(run.folder / f"epoch_{epoch}.pt") for epoch in (0, 1)]
+    assert torch.equal(kept[1].fc.weight, run.model.fc.weight)
+    assert not torch.equal(kept[0].fc.weight, run.model.fc.weight)
+
+
+def test_half_precision_trains_too_in_the_same_process(small_work):
+    whole, half = (train(small_work, replace(SHORT, precision=p), f"precision_{p}") for p in ("no", "bf16"))
+    assert half.losses != whole.losses
+    assert half.losses == pytest.approx(whole.losses, abs=0.1)
+
+
 def test_the_inputs_size_can_be_chosen_and_is_kept(small_work):
     run = train(small_work, replace(SHORT, size=64), "small")
     assert load_checkpoint(run.checkpoint).card.size == 64
@@ -115,7 +128,7 @@ def test_crops_of_a_video_are_joined():
     )
     videos = score_videos(crops)
     assert videos.p_fake.tolist() == pytest.approx([0.4, 0.3])
-    assert score_videos(crops, max).p_fake.tolist() == pytest.approx([0.6, 0.3])
+    assert score_videos(crops, "max").p_fake.tolist() == pytest.approx([0.6, 0.3])
 
 
 SLIDES = replace(SHORT, paired=False, augmentation="slides", optimizer="sgd", learning_rate=0.01)

@@ -3,6 +3,7 @@ import pytest
 from conftest import write_intra_video
 
 from dfdc_lib import video
+from dfdc_lib.geometry import spread_indices
 
 
 def coded_frames(count: int, width: int = 64, height: int = 48) -> list[np.ndarray]:
@@ -51,8 +52,9 @@ def test_frames_are_rgb(tmp_path):
 @pytest.mark.parametrize(("count", "expected"), [(1, 1), (2, 2), (31, 31), (32, 32), (33, 32)])
 def test_short_videos_give_all_their_frames_once(tmp_path, count, expected):
     video.write_video(tmp_path / "short.mp4", coded_frames(count))
-    numbers, frames = video.read_spread_frames(tmp_path / "short.mp4", 32)
-    assert len(frames) == len(set(numbers)) == expected
+    wanted = spread_indices(video.probe(tmp_path / "short.mp4").n_frames, 32)
+    numbers = [number for number, _ in video.iterate_frames(tmp_path / "short.mp4", wanted)]
+    assert len(numbers) == len(set(numbers)) == expected
 
 
 def test_a_text_file_named_mp4_is_unreadable(tmp_path):

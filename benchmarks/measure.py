@@ -1,0 +1,63 @@
+"""What every benchmark shares: repetitions that alternate between the rivals, and a table that names the machine."""
+
+import datetime
+import importlib.metadata
+import os
+import platform
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import torch
+
+
+def wait() -> None:
+    """Let the GPU finish, where there is one."""
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
+
+
+def alternate(rivals: dict[str, Callable[[], object]], repetitions: int) -> pd.DataFrame:
+    """Seconds of each rival: columns are the rivals, rows the repetitions. One round before is not counted.
+
+    The rivals take turns, so that what slows the machine down for a while slows all of them.
+    """
+    seconds = []
+    for _ in range(repetitions + 1):
+        row = {}
+        for name, run in rivals.items():
+            wait()
+            started = time.perf_counter()
+            run()
+            wait()
+            row[name] = time.perf_counter() - started
+        seconds.append(row)
+    return pd.DataFrame(seconds[1:])
+
+
+def compare(seconds: pd.DataFrame, ours: str, peer: str) -> dict[str, float]:
+    """Medians, and how many times faster `ours` is: the median of the rounds' ratios, with their range."""
+    ratios = seconds[peer] / seconds[ours]
+    return {
+        "ours_s": seconds[ours].median(),
+        "peer_s": seconds[peer].median(),
+        "ratio": float(np.median(ratios)),
+        "ratio_low": ratios.min(),
+        "ratio_high": ratios.max(),
+    }
+
+
+def stamp(*packages: str) -> dict[str, str]:
+    """The machine, the date and the versions, for each line of a table."""
+    device = torch.cuda.get_device_name() if torch.cuda.is_available() else f"{_processor()}, {os.cpu_count()} cores"
+    versions = " ".join(f"{name} {importlib.metadata.version(name)}" for name in ("torch", *packages))
+    return {"machine": device, "date": datetime.date.today().isoformat(), "versions": versions}
+
+
+def _processor() -> str:
+    info = Path("/proc/cpuinfo")
+    lines = info.read_text().splitlines() if info.exists() else []
+    names = [line.partition(": ")[2] for line in lines if line.startswith("model name")]
+    return names[0] if names else platform.machine()
