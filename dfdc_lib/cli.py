@@ -145,10 +145,10 @@ def describe(verdict) -> str:
 
 
 def run_doctor(args) -> int:
-    from dfdc_lib.doctor import check_checkpoint, check_data, check_environment
+    from dfdc_lib.doctor import check_checkpoints, check_data, check_environment
 
     findings = check_environment() + ([check_data(args.data)] if args.data else [])
-    findings += [check_checkpoint(path) for path in args.checkpoint]
+    findings += [finding for path in args.checkpoint for finding in check_checkpoints(path)]
     for finding in findings:
         print(
             f"{'ok ' if finding.ok else 'BAD'} {finding.what}: {finding.found}"
@@ -224,7 +224,7 @@ def build_parser() -> argparse.ArgumentParser:
 
     doc = add("doctor", run_doctor, "what works here, what does not, what to do")
     doc.add_argument("--data", type=Path)
-    doc.add_argument("--checkpoint", nargs="*", type=Path, default=[])
+    doc.add_argument("--checkpoint", nargs="*", type=Path, default=[], metavar="FILE_OR_FOLDER")
     return parser
 
 

@@ -155,8 +155,9 @@ def plot_people(faces: pd.DataFrame, threshold: float = 0.8) -> Figure:
             seen.frame_idx, seen.p_fake, color=shade, marker=mark, markersize=4, linewidth=1, label=f"person {who}"
         )
     axis.axhline(threshold, color=FAKE, linewidth=0.8, linestyle="--")
-    axis.annotate("confident_strategy counts faces above", (1, threshold), xycoords=("axes fraction", "data"),
-                  textcoords="offset points", xytext=(-3, 3), ha="right", fontsize=8, color=FAKE)  # fmt: skip
+    axis.set_title(
+        f"dashed: {threshold}, above which confident_strategy counts a face as sure", fontsize=9, loc="right"
+    )
     axis.set(xlabel="frame number", ylabel="p_fake", ylim=(-0.03, 1.03))
     if mean.face_idx.nunique() > 1:
         figure.legend(frameon=False, fontsize=9, ncols=6, loc="outside upper left")

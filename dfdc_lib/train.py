@@ -59,6 +59,12 @@ class Run:
     def checkpoint(self) -> Path:
         return self.folder / "last.pt"
 
+    def require_finished(self) -> "Run":
+        """Return itself; raise KeyboardInterrupt where it was stopped: a script of many runs then stops too."""
+        if not self.finished:
+            raise KeyboardInterrupt(f"{self.folder} was stopped after step {len(self.losses)}; the next call goes on")
+        return self
+
 
 @dataclass
 class History:

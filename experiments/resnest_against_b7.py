@@ -48,6 +48,7 @@ def train_arm(work: WorkFolder, arm: str, config: TrainConfig, name: str, **opti
     times = [time.monotonic()]
     name = f"{name}_{arm.replace(' ', '_')}_{config.seed}"
     run = train(work, config, name, progress=lambda *_: times.append(time.monotonic()), **options)
+    run.require_finished()
     return run, float(np.median(np.diff(times))) if len(times) > 1 else float("nan")
 
 
@@ -93,11 +94,11 @@ def main() -> None:
     for arm in ARMS:
         for seed in range(1 if args.rehearse else args.seeds):
             config = configure(arm, seed, args.fold)
-            if args.rehearse:
-                config = replace(config, **REHEARSAL)
-                shutil.rmtree(work.run(f"{name}_{arm.replace(' ', '_')}_{seed}"), ignore_errors=True)
+            config = replace(config, **REHEARSAL) if args.rehearse else config
             run, seconds[arm] = train_arm(work, arm, config, name, **options)
             parts.append(video_losses(run).assign(arm=arm, seed=seed))
+            if args.rehearse:
+                shutil.rmtree(run.folder)  # nearly a gigabyte, of weights that mean nothing
     if int(os.environ.get("RANK", 0)) == 0:
         size = REHEARSAL["size"] if args.rehearse else 0
         summary = summarise(pd.concat(parts), seconds, size).assign(**stamp("timm"))

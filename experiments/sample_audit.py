@@ -144,6 +144,7 @@ def train_each_part(work: WorkFolder, config: TrainConfig) -> tuple[pd.DataFrame
     folds = sorted(read_folds(work).fold.unique())
     for fold in folds:
         run = train(work, replace(config, fold=int(fold), seed=int(fold)), f"audit_{fold}", overwrite=True)
+        run.require_finished()
         pooled.append(score_videos(run.held_out))
     return pd.concat(pooled, ignore_index=True), (time.monotonic() - started) / len(folds)
 

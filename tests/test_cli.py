@@ -1,3 +1,5 @@
+import hashlib
+
 import pandas as pd
 import pytest
 import torch
@@ -60,8 +62,45 @@ def test_preprocess_and_train_work_from_the_command_line(small_sample, tmp_path,
     assert "2/2" in capsys.readouterr().err
 
 
-def test_doctor_tells_good_from_bad(small_sample, checkpoint, tmp_path, capsys):
-    assert main(["doctor", "--data", str(small_sample), "--checkpoint", str(checkpoint)]) == 0
+def test_doctor_tells_good_from_bad(small_sample, tmp_path, capsys):
+    assert main(["doctor", "--data", str(small_sample)]) == 0
     assert "12 of 12 videos" in capsys.readouterr().out
     assert main(["doctor", "--data", str(tmp_path)]) == 1
     assert "BAD data" in capsys.readouterr().out
+
+
+def test_doctor_finds_a_checkpoint_that_is_sure_of_nothing(checkpoint, tmp_path, capsys):
+    """The failure to catch: weights that a changed library reads wrongly, and that give about 0.4 to everything."""
+    assert main(["doctor", "--checkpoint", str(checkpoint)]) == 1
+    printed = capsys.readouterr().out
+    assert hashlib.sha256(checkpoint.read_bytes()).hexdigest() in printed
+    assert "sure of nothing" in printed
+    torch.manual_seed(0)
+    model = DeepfakeClassifier("tiny")
+    with torch.no_grad():
+        model.fc.bias += 3
+    save_checkpoint(tmp_path / "sure.pt", model)
+    assert main(["doctor", "--checkpoint", str(tmp_path / "sure.pt")]) == 0
+
+
+def test_doctor_says_which_of_the_seven_released_files_lie_where(tmp_path, capsys):
+    (tmp_path / "weights").mkdir()
+    (tmp_path / "weights" / "final_111_DeepFakeClassifier_tf_efficientnet_b7_ns_0_36").write_text("half a download")
+    assert main(["doctor", "--checkpoint", str(tmp_path)]) == 1
+    printed = capsys.readouterr().out
+    assert "1 of 7 (release 0.0.1 of https://github.com/selimsef" in printed
+    assert "BAD" in printed
+    assert "final_111_DeepFakeClassifier_tf_efficientnet_b7_ns_0_36" in printed
+
+
+def test_predict_writes_a_page_and_tells_what_the_labels_say(small_sample, checkpoint, tmp_path, capsys):
+    video = small_sample / read_metadata(small_sample).file[0]
+    call = ["predict", str(video), "--checkpoint", str(checkpoint), "--frames", "3"]
+    assert main([*call, "--report", str(tmp_path), "--labels", str(small_sample)]) == 0
+    printed = capsys.readouterr().out
+    assert "log loss" in printed
+    page = (tmp_path / f"{video.name}.html").read_text()
+    assert "no proof" in page
+    assert 'src="data:image/png' in page
+    assert "http" not in page
+    assert "<script" not in page

@@ -33,3 +33,22 @@ def test_a_face_on_each_frame_of_the_original_and_a_status_for_the_fake_without_
     assert all(frame["boxes"] for frame in frames)
     assert status.status["brtujopkby"] == "missing_original"
     assert set(status.loc[["lynaeydofd"], "status"]) == {"ok"}
+
+
+def test_a_b7_with_upstreams_names_scores_the_real_clips(real_videos, tmp_path, capsys):
+    """Weights that every machine makes alike; halved frames, and a third of the box as margin."""
+    import timm
+
+    torch.manual_seed(0)
+    encoder = timm.create_model("tf_efficientnet_b7.ns_jft_in1k", pretrained=False)
+    weights = {f"module.encoder.{name}": value for name, value in encoder.state_dict().items()}
+    weights |= {"module.fc.weight": torch.sin(torch.arange(2560.0))[None] / 5, "module.fc.bias": torch.zeros(1)}
+    path = tmp_path / "final_111_DeepFakeClassifier_tf_efficientnet_b7_ns_0_36"
+    torch.save({"epoch": 36, "state_dict": weights}, path)
+    call = ["predict", str(real_videos), "--checkpoint", str(path), "--frames", "3", "--resize", "half"]
+    assert main([*call, "--out", str(tmp_path / "submission.csv")]) == 0
+    assert "2 of 2 videos have a score" in capsys.readouterr().out
+    faces = pd.read_parquet(tmp_path / "predictions.parquet")
+    assert faces.groupby("video").frame_idx.nunique().tolist() == [3, 3]
+    assert faces.p_fake.nunique() == len(faces)
+    assert pd.read_csv(tmp_path / "submission.csv").label.between(0, 1).all()

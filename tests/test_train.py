@@ -178,6 +178,8 @@ def test_ctrl_c_and_sigterm_save_and_end(small_work, number):
         small_work, LONG["paired"], name, progress=lambda step, *_: signal.raise_signal(number) if step == 4 else None
     )
     assert not stopped.finished
+    with pytest.raises(KeyboardInterrupt, match="stopped after step 4"):
+        stopped.require_finished()
     assert len(stopped.losses) == 4
     resumed = train(small_work, LONG["paired"], name)
     assert resumed.finished
