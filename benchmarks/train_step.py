@@ -8,6 +8,7 @@ Writes benchmarks/train_step.csv and benchmarks/loader.csv (about 6 minutes on t
 """
 
 import argparse
+import gc
 import tempfile
 from dataclasses import replace
 from pathlib import Path
@@ -85,6 +86,8 @@ def time_steps(encoder: str, batch: int, repetitions: int, folder: Path) -> list
 def peak_memory(encoder: str, batch: int, precision: str, folder: Path) -> float:
     """GB of GPU memory that a step of ours takes at most."""
     config = TrainConfig(encoder=encoder, batch=batch, precision=precision)
+    gc.collect()  # an earlier trainer may survive in a cycle of references
+    torch.cuda.empty_cache()
     trainer = make_trainer(config, folder)
     torch.cuda.reset_peak_memory_stats()
     for _ in range(3):

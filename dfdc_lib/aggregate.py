@@ -111,6 +111,8 @@ def sharpened_mean(p, power: float = 0.65) -> float:
 
 def join_videos(strategy: str, p: np.ndarray, video: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Join scores in a long table. p: (n,) · video: (n,) to whom each belongs → (videos, sorted), their scores."""
+    if np.isnan(np.asarray(p, float)).any():
+        raise ValueError("a score is NaN: has a checkpoint diverged?")
     names, number = np.unique(np.asarray(video), return_inverse=True)
     if len(names) == 0:
         return names, np.zeros(0)

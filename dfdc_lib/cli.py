@@ -23,6 +23,7 @@ from dfdc_lib.config import (
 from dfdc_lib.metadata import read_labels
 from dfdc_lib.paths import WorkFolder
 from dfdc_lib.progress import progress_bar
+from dfdc_lib.video import printable
 
 
 def run_sample(args) -> int:
@@ -105,25 +106,23 @@ def run_predict(args) -> int:
     models, videos = load_models(args.checkpoint), find_videos(args.videos)
     labels = read_labels(args.labels) if args.labels else {}
     if args.out:
-        check_results(args.out)
+        check_results(args.out, args.labels)
+    names = name_videos(videos)
     if any(model.card.trained_on == "sample" for model in models.values()):
         print(f"warning: {REHEARSAL_WARNING}", file=sys.stderr)
     verdicts, saved = [], time.monotonic()
     try:
         for verdict in predict_videos(videos, models, config):
             verdicts.append(verdict)
-            print(f"{verdict.video}: {verdict.status}: {describe(verdict)}", flush=True)
+            print(f"{printable(verdict.video)}: {verdict.status}: {describe(verdict)}", flush=True)
             if args.report:
-                from dfdc_lib.report import write_page
-
-                name = name_videos(videos)[verdict.video].replace(os.sep, "_")
-                print(f"page: {write_page(verdict, models, args.report / f'{name}.html')}")
+                print_page(verdict, models, args.report, names)
             if args.out and time.monotonic() - saved > 60:
-                write_verdicts(verdicts, args.out, args.fallback)
+                write_verdicts(verdicts, args.out, args.fallback, names)
                 saved = time.monotonic()
     finally:  # what has been judged is kept, whatever ended the run
         if args.out and verdicts:
-            write_verdicts(verdicts, args.out, args.fallback)
+            write_verdicts(verdicts, args.out, args.fallback, names)
             print(f"wrote {args.out}, with status.csv and predictions.parquet beside it")
     n_scored = sum(v.p_fake is not None for v in verdicts)
     print(f"{n_scored} of {len(verdicts)} videos have a score (coverage {n_scored / len(verdicts):.0%})", end="")
@@ -132,6 +131,21 @@ def run_predict(args) -> int:
         judged = judge_verdicts(verdicts, labels, 0.5 if args.fallback is None else args.fallback)
         print(f"log loss {judged['log_loss_scored']:.3f} over the scored, {judged['log_loss_all']:.3f} over all")
     return 0 if n_scored == len(verdicts) else 1
+
+
+def print_page(verdict, models: dict, folder: Path, names: dict[Path, str]) -> None:
+    """Write the page about a video and say where; a page that fails is said too, and ends nothing."""
+    from dfdc_lib.report import write_page
+    from dfdc_lib.video import VideoError
+
+    name = names[verdict.video].replace(os.sep, "_")
+    pages = [other.replace(os.sep, "_") for other in names.values()]
+    if pages.count(name) > 1 or len(name.encode()) > 150:  # still one file a video, and a name that a disk takes
+        name = f"{name[:60]}_{list(names).index(verdict.video)}"
+    try:
+        print(f"page: {write_page(verdict, models, folder / f'{name}.html')}")
+    except (OSError, ValueError, VideoError) as error:
+        print(f"no page about {names[verdict.video]}: {error}", file=sys.stderr)
 
 
 def describe(verdict) -> str:

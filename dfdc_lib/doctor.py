@@ -86,7 +86,7 @@ def check_checkpoints(path: Path) -> list[Finding]:
     absent = [name for name in RELEASED if name not in {p.name for p in inside}]
     where = f"release 0.0.1 of {UPSTREAM} has them; a third of the box as margin goes with them, and is used"
     released = Finding(
-        f"released weights in {path}", True, f"{len(RELEASED) - len(absent)} of 7", where if absent else ""
+        f"released weights in {path}", bool(inside), f"{len(RELEASED) - len(absent)} of 7", where if absent else ""
     )
     return [released, *(finding for file in inside for finding in check_checkpoint(file))]
 

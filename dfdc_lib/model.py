@@ -145,7 +145,7 @@ def read_weights(path: Path) -> dict:
     try:
         with torch.serialization.safe_globals(numpy_number):
             stored = torch.load(path, map_location="cpu", weights_only=True)
-    except (pickle.UnpicklingError, RuntimeError, EOFError, LookupError, TypeError, AttributeError) as error:
+    except (pickle.UnpicklingError, RuntimeError, EOFError, LookupError, TypeError, AttributeError, OSError) as error:
         raise ValueError(f"{path} is not a checkpoint that can be read safely: {error}") from error
     if not isinstance(stored, dict):
         raise ValueError(f"{path} is not a checkpoint: it holds a {type(stored).__name__}")
@@ -171,6 +171,8 @@ def load_checkpoint(path: Path) -> DeepfakeClassifier:
     if "state_dict" not in stored:
         raise ValueError(f"{path} is not a checkpoint of this project or of upstream: it lacks 'state_dict'")
     weights = stored["state_dict"]
+    if not isinstance(weights, dict) or not all(isinstance(value, Tensor) for value in weights.values()):
+        raise ValueError(f"{path} is not a checkpoint of this project or of upstream: no tensors in its 'state_dict'")
     if "card" in stored:
         try:
             card = ModelCard(**stored["card"])

@@ -159,7 +159,7 @@ def plot_people(faces: pd.DataFrame, threshold: float = 0.8) -> Figure:
         f"dashed: {threshold}, above which confident_strategy counts a face as sure", fontsize=9, loc="right"
     )
     axis.set(xlabel="frame number", ylabel="p_fake", ylim=(-0.03, 1.03))
-    if mean.face_idx.nunique() > 1:
+    if 1 < mean.face_idx.nunique() <= 12:  # a crowd's legend would cover the figure
         figure.legend(frameon=False, fontsize=9, ncols=6, loc="outside upper left")
     return figure
 

@@ -12,6 +12,7 @@ from functools import cache
 from pathlib import Path
 from typing import NamedTuple
 
+import cv2
 import numpy as np
 import pandas as pd
 import torch
@@ -20,11 +21,11 @@ from dfdc_lib.aggregate import STRATEGIES, join_videos
 from dfdc_lib.augment import valid_transforms
 from dfdc_lib.config import PredictConfig
 from dfdc_lib.faces import FaceDetector, Faces, link_faces
-from dfdc_lib.geometry import add_margin, crop_box, spread_indices
+from dfdc_lib.geometry import add_margin, crop_box, isotropic_resize, spread_indices
 from dfdc_lib.metrics import log_loss
 from dfdc_lib.model import DeepfakeClassifier, load_checkpoint
 from dfdc_lib.paths import appear_whole
-from dfdc_lib.video import VideoError, iterate_frames, probe
+from dfdc_lib.video import VideoError, iterate_frames, printable, probe
 
 VIDEO_SUFFIXES = (".mp4", ".mov", ".avi", ".mkv", ".webm")
 REHEARSAL_WARNING = (
@@ -40,9 +41,9 @@ STATUS_COLUMNS = ["filename", "status", "n_frames", "n_faces", "n_people", "reas
 class Verdict:
     """What can be said about one video.
 
-    status: "ok" · "short" (fewer frames than asked for, or the file breaks off) · "decode_error" · "no_face" ·
-    "no_video_stream" · "unreadable" · "missing". p_fake is None where no face was seen: what could not be judged has
-    no score. "short" and "decode_error" may have one, from the frames that could be read. faces: one row a face and
+    status: "ok" · "short" (fewer frames than asked for, or the file breaks off) · "decode_error" · "detect_error" ·
+    "no_face" · "no_video_stream" · "unreadable" · "missing". p_fake is None where no face was seen: what could not be
+    judged has no score. The first four may have one, from the frames that could be read. faces: one row a face and
     checkpoint (frame_idx, face_idx, box x0, y0, x1, y1 in pixels, the detector's score, checkpoint, p_fake).
     """
 
@@ -88,7 +89,7 @@ class Seen(NamedTuple):
 
     frame_idx: int
     faces: Faces
-    crops: dict[Cut, list[torch.Tensor]]  # each (3, S, S) float32, normalised
+    crops: dict[Cut, list[np.ndarray]]  # each (H, W, 3) uint8 RGB, its longer side the cut's size
 
 
 class End(NamedTuple):
@@ -171,6 +172,8 @@ def decode_videos(paths: Iterable[Path], n_frames: int) -> Iterator[Frame | End]
             yield End(path, error.status, error.reason)
         except OSError as error:
             yield End(path, "unreadable", str(error))
+        except (ValueError, RuntimeError, cv2.error) as error:  # one odd video must not end the run of the others
+            yield End(path, "decode_error", f"{type(error).__name__}: {error}")
         else:
             yield End(path, *describe_decoding(len(wanted), n_decoded, info.n_missing, n_frames))
 
@@ -195,14 +198,19 @@ def _detector(thresholds: tuple[float, float, float]) -> FaceDetector:
 
 def detect_in(items: Iterator[Frame | End], config: PredictConfig, cuts: set[Cut]) -> Iterator[Seen | End]:
     """Find the faces of each frame and cut them out; what is not a frame is passed on."""
-    detector, transforms = _detector(config.thresholds), {cut: valid_transforms(cut.size) for cut in cuts}
+    detector, failed = _detector(config.thresholds), ""
     for item in items:
         if isinstance(item, End):
-            yield item
+            yield item._replace(status="detect_error", reason=failed) if failed and item.status == "ok" else item
+            failed = ""
             continue
-        faces = detector.detect_resized([item.picture], config.resize)[0]
+        try:
+            faces = detector.detect_resized([item.picture], config.resize)[0]
+        except (ValueError, RuntimeError, cv2.error) as error:
+            failed = f"no detection in frame {item.frame_idx} ({type(error).__name__}: {error}); judged by the others"
+            continue
         crops = {
-            cut: [transforms[cut](image=cut_face(item.picture, box, cut.margin))["image"] for box in faces.boxes]
+            cut: [isotropic_resize(cut_face(item.picture, box, cut.margin), cut.size) for box in faces.boxes]
             for cut in cuts
         }
         yield Seen(item.frame_idx, faces, crops)
@@ -218,7 +226,7 @@ def score_videos_in(
 ) -> Iterator[Verdict]:
     """Score crops in batches, as they come; at each End yield the video's verdict."""
     frames: list[Seen] = []
-    waiting: list[dict[Cut, torch.Tensor]] = []
+    waiting: list[dict[Cut, np.ndarray]] = []
     scores: list[dict[str, np.ndarray]] = []
     for item in items:
         if isinstance(item, Seen):
@@ -237,9 +245,11 @@ def score_crops(
     crops: Sequence[dict[Cut, torch.Tensor]], models: dict[str, DeepfakeClassifier]
 ) -> dict[str, np.ndarray]:
     """p_fake (n,) of n crops by each model, each given with the margin and size that it was trained with."""
+    pictures = {
+        cut: torch.stack([valid_transforms(cut.size)(image=face[cut])["image"] for face in crops]) for cut in crops[0]
+    }
     return {
-        name: model.predict(torch.stack([c[Cut(model.card.margin, model.card.size)] for c in crops])).numpy()
-        for name, model in models.items()
+        name: model.predict(pictures[Cut(model.card.margin, model.card.size)]).numpy() for name, model in models.items()
     }
 
 
@@ -294,27 +304,34 @@ def find_videos(inputs: Iterable[Path | str]) -> list[Path]:
 def name_videos(paths: Sequence[Path]) -> dict[Path, str]:
     """What the results call each video: its file name; the whole path where two have the same file name."""
     counts = pd.Series([path.name for path in paths], dtype=object).value_counts()
-    return {path: path.name if counts[path.name] == 1 else str(path) for path in paths}
+    return {path: printable(path.name if counts[path.name] == 1 else path) for path in paths}
 
 
-def check_results(out: Path) -> None:
-    """Raise ValueError where the results would take the place of files that are not such results."""
+def check_results(out: Path, labels: Path | None = None) -> None:
+    """Raise ValueError where the results would take the place of other files: of the labels, or of other results."""
     out = Path(out)
+    if labels is not None and out.resolve() == Path(labels).resolve():
+        raise ValueError(f"{out} holds the labels: name the submission otherwise")
     if out.name in ("status.csv", "predictions.parquet"):
         raise ValueError(f"{out.name} is the name of another result: name the submission otherwise")
     for path, begins in ((out, "filename,label"), (out.parent / "status.csv", ",".join(STATUS_COLUMNS[:2]))):
         if path.exists() and not path.read_text(errors="replace").startswith(begins):
             raise ValueError(f"{path} is there and is not a result of `dfdc predict`: choose another folder for --out")
+    companions = [out.parent / name for name in ("status.csv", "predictions.parquet")]
+    if any(path.exists() for path in companions) and not out.exists():
+        raise ValueError(f"{out.parent} holds the results of another submission: choose another folder for --out")
 
 
-def write_verdicts(verdicts: Sequence[Verdict], out: Path, fallback: float | None = None) -> None:
+def write_verdicts(
+    verdicts: Sequence[Verdict], out: Path, fallback: float | None = None, names: dict[Path, str] | None = None
+) -> None:
     """Write the submission `out`: filename, label. Videos without a score are left out, or get `fallback` if given.
 
-    Beside it go status.csv (all videos) and predictions.parquet (one row a face and checkpoint).
+    Beside it go status.csv (all videos) and predictions.parquet (one row a face and checkpoint). names: of all videos
+    of the run (see `name_videos`), where these are only the first of them.
     """
     out = Path(out)
-    check_results(out)
-    names = name_videos([v.video for v in verdicts])
+    names = names or name_videos([v.video for v in verdicts])
     scored = [(names[v.video], fallback if v.p_fake is None else v.p_fake) for v in verdicts]
     submission = pd.DataFrame([s for s in scored if s[1] is not None], columns=["filename", "label"])
     rows = [(names[v.video], v.status, v.n_frames, v.n_faces, v.faces.face_idx.nunique(), v.reason) for v in verdicts]
@@ -333,8 +350,11 @@ def judge_verdicts(verdicts: Sequence[Verdict], labels: dict[str, int], fallback
     """How good the verdicts are, where the truth is known: coverage, log loss of the scored, log loss of all.
 
     labels: file name → 1 for a fake. For the log loss of all, videos without a score count as `fallback`. Raises
-    ValueError where a label is missing.
+    ValueError where a label is missing, or two videos have the same file name.
     """
+    same = pd.Series([v.video.name for v in verdicts], dtype=object)
+    if same.duplicated().any():
+        raise ValueError(f"two videos are named {same[same.duplicated()].iloc[0]}: labels can't tell them apart")
     unknown = [v.video.name for v in verdicts if v.video.name not in labels]
     if unknown:
         raise ValueError(f"no label for {len(unknown)} videos, such as {unknown[0]}")

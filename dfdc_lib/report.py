@@ -57,7 +57,9 @@ def explain(model: DeepfakeClassifier, crop: torch.Tensor) -> np.ndarray:
     from pytorch_grad_cam import GradCAM
 
     with GradCAM(model=model, target_layers=[model.features]) as cam:
-        return cam(crop[None].to(model.fc.weight.device), targets=[lambda logit: logit])[0]
+        heat = cam(crop[None].to(model.fc.weight.device), targets=[lambda logit: logit])[0]
+    model.zero_grad(set_to_none=True)  # a B7's gradients would keep a quarter of a gigabyte
+    return heat
 
 
 def overlay(picture: np.ndarray, heat: np.ndarray) -> np.ndarray:
@@ -76,8 +78,13 @@ def pick_suspects(faces: pd.DataFrame, n_crops: int) -> pd.DataFrame:
 def explain_suspects(
     verdict: Verdict, models: dict[str, DeepfakeClassifier], n_crops: int
 ) -> tuple[list[np.ndarray], list[np.ndarray], list[str]]:
-    """The most suspicious crops as the first model sees them, the same under Grad-CAM (mean over models), titles."""
+    """The most suspicious crops as the first model sees them, the same under Grad-CAM, and titles.
+
+    The map is the mean over the models whose crops show the same part of the frame: those of the first one's margin.
+    """
     suspects = pick_suspects(verdict.faces, n_crops)
+    margin = next(iter(models.values())).card.margin
+    models = {name: model for name, model in models.items() if model.card.margin == margin}
     frames = dict(iterate_frames(verdict.video, suspects.frame_idx))
     crops, maps, titles = [], [], []
     for row in suspects[suspects.frame_idx.isin(list(frames))].itertuples():

@@ -159,6 +159,7 @@ def train(
     held_out = held_out[held_out.frame_idx % config.valid_every == 0]
     check_files(held_out, work)
     made_from = {"settings": asdict(config), "data": hashlib.sha256(work.folds.read_bytes()).hexdigest()}
+    made_from["processes"] = accelerator.num_processes  # each has a batch of its own
     folder = work.run(name)
     with _alone(folder, accelerator.is_main_process), _stop_on_signals() as stop:
         trainer = Trainer(work, config, folder, accelerator, made_from, pretrained)
@@ -200,7 +201,7 @@ class Trainer:
         self.model, self.optimizer = accelerator.prepare(model, optimizer)
         self.history = History()
         self.keep_every = 0  # epochs; 0: keep none but the last and the best
-        self.unread: list[Tensor] = []  # losses that are still on the device
+        self.unread: list[Tensor] = []  # (2,) a step: the loss, and how many pictures were broken; on the device
         self.read_every = 1 if accelerator.device.type == "cpu" else 10
         self.scored: pd.DataFrame | None = None  # the held-out crops, by the weights of the last epoch
 
@@ -241,7 +242,8 @@ class Trainer:
         pictures = pictures.to(accelerator.device, memory_format=torch.channels_last, non_blocking=True)
         labels = labels.to(accelerator.device, non_blocking=True)
         counts = accelerator.reduce(class_counts(labels))  # over all processes: see balanced_loss
-        parts = list(zip(pictures.chunk(self.config.accumulate), labels.chunk(self.config.accumulate), strict=True))
+        n_parts = self._count_parts(len(labels))
+        parts = list(zip(pictures.tensor_split(n_parts), labels.tensor_split(n_parts), strict=True))
         self.optimizer.zero_grad()
         losses = []
         for number, (some, their_labels) in enumerate(parts, 1):
@@ -256,13 +258,21 @@ class Trainer:
         self.optimizer.step()
         if not accelerator.optimizer_step_was_skipped:  # fp16: the first steps look for a scale
             self.scheduler.step()
-        self.history.broken += broken
-        self.unread.append(accelerator.reduce(torch.stack(losses).detach().sum(), "mean"))
+        of_all = torch.stack([torch.stack(losses).detach().sum() / processes, counts.new_tensor(float(broken))])
+        self.unread.append(accelerator.reduce(of_all))
+
+    def _count_parts(self, n_pictures: int) -> int:
+        """Into how many parts a batch is cut: the same for all processes, also where one has broken pictures."""
+        fewest = torch.tensor([n_pictures], device=self.accelerator.device)
+        return (
+            min(self.config.accumulate, int(self.accelerator.gather(fewest).min())) if self.config.accumulate > 1 else 1
+        )
 
     def read_losses(self) -> None:
-        """Bring the last steps' losses, each of the whole batch, from the device into the history."""
-        if self.unread:
-            self.history.losses += torch.stack(self.unread).tolist()
+        """Bring the last steps' losses and broken pictures, of all processes, from the device into the history."""
+        for loss, broken in torch.stack(self.unread).tolist() if self.unread else []:
+            self.history.losses.append(loss)
+            self.history.broken += round(broken)
         self.unread = []
 
     def _set_train_mode(self) -> None:
@@ -324,11 +334,17 @@ class Trainer:
         training = stored.get("training")
         if training is None or training["made_from"] != self.made_from:
             if stored and not overwrite:
-                raise ValueError(f"{self.folder} holds a run with other settings or data: choose another name")
+                raise ValueError(
+                    f"{self.folder} holds a run with other settings or data, or of another number of processes: "
+                    "choose another name"
+                )
+            self.accelerator.wait_for_everyone()  # the others read last.pt too
             if self.accelerator.is_main_process:
+                for old in self._files_of_a_run() if stored else []:
+                    old.unlink()
                 versions = {name: importlib.metadata.version(name) for name in VERSIONS}
                 about = self.made_from | {"card": asdict(self.plain.card), "versions": versions}
-                write_json(self.folder / "config.json", about | {"processes": self.accelerator.num_processes})
+                write_json(self.folder / "config.json", about)
             return
         self.plain.load_state_dict(stored["state_dict"])
         self.optimizer.load_state_dict(training["optimizer"])
@@ -336,6 +352,10 @@ class Trainer:
         if training["scaler"] and self.accelerator.scaler:
             self.accelerator.scaler.load_state_dict(training["scaler"])
         self.history = History(**training["history"])
+
+    def _files_of_a_run(self) -> list[Path]:
+        """What an earlier run of this name has left."""
+        return [path for pattern in ("*.pt", "metrics.csv", "held_out.csv") for path in self.folder.glob(pattern)]
 
     def finish(self, held_out: pd.DataFrame, finished: bool) -> Run:
         """Write the held-out crops with their scores, and hand everything over."""

@@ -1,5 +1,6 @@
 """Decode exact frames of a video, and write one. Frames are (H, W, 3) uint8 RGB."""
 
+import os
 from collections.abc import Iterable, Iterator
 from fractions import Fraction
 from pathlib import Path
@@ -10,11 +11,16 @@ import cv2
 import numpy as np
 
 
+def printable(path: Path | str) -> str:
+    """A path that every terminal and table takes: bytes that are not UTF-8 are replaced."""
+    return os.fsencode(path).decode(errors="replace")
+
+
 class VideoError(Exception):
     """A video that can't be used: `status` is the word that the artifacts record, `reason` a sentence."""
 
     def __init__(self, status: str, path: Path, reason: str):
-        super().__init__(f"{path}: {reason}")
+        super().__init__(f"{printable(path)}: {reason}")
         self.status, self.reason = status, reason
 
 
@@ -35,6 +41,8 @@ def open_video(path: Path) -> cv2.VideoCapture:
     """
     if not Path(path).is_file():
         raise FileNotFoundError(f"no such video: {path}")
+    if printable(path) != str(path):  # OpenCV 5 crashes on such a name, and takes the process with it
+        raise VideoError("unreadable", path, "its name is not UTF-8: rename the file")
     capture = cv2.VideoCapture(str(path), cv2.CAP_FFMPEG, [cv2.CAP_PROP_N_THREADS, 1])
     if not capture.isOpened():
         raise VideoError(*_why_closed(path))
@@ -44,7 +52,7 @@ def open_video(path: Path) -> cv2.VideoCapture:
 def _why_closed(path: Path) -> tuple[str, Path, str]:
     """Status, path and reason of a file that OpenCV can't open."""
     try:
-        with av.open(str(path)) as container:
+        with av.open(str(path), metadata_errors="replace") as container:
             if not container.streams.video:
                 kinds = sorted({stream.type for stream in container.streams}) or ["nothing"]
                 return "no_video_stream", path, f"it holds {', '.join(kinds)} and no video"
@@ -71,7 +79,7 @@ def frame_times(path: Path) -> tuple[np.ndarray, int]:
     wrong as soon as one can't be decoded. The second value: how many frames the header promises beyond these.
     """
     try:
-        with av.open(str(path)) as container:
+        with av.open(str(path), metadata_errors="replace") as container:
             stream = container.streams.video[0]
             packets = [(packet.pts, packet.is_discard) for packet in container.demux(stream) if packet.size]
             start, tick, promised = stream.start_time, stream.time_base, stream.frames

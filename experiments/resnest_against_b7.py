@@ -10,6 +10,7 @@ runs and what a step costs; its table goes to the work folder, and its losses me
 """
 
 import argparse
+import json
 import os
 import shutil
 import time
@@ -23,7 +24,7 @@ from benchmarks.measure import stamp
 from dfdc_lib.config import TrainConfig, encoder_preset
 from dfdc_lib.metrics import bootstrap_interval
 from dfdc_lib.model import cost_of
-from dfdc_lib.paths import WorkFolder
+from dfdc_lib.paths import WorkFolder, write_json
 from dfdc_lib.train import Run, score_videos, train
 
 TABLE = Path(__file__).with_suffix(".csv")
@@ -43,13 +44,18 @@ def configure(arm: str, seed: int, fold: int) -> TrainConfig:
     return replace(config, batch=encoder_preset(encoder).batch)
 
 
-def train_arm(work: WorkFolder, arm: str, config: TrainConfig, name: str, **options) -> tuple[Run, float]:
-    """Train or go on; return the run and the median seconds of a step (NaN where none was left to take)."""
-    times = [time.monotonic()]
+def train_arm(work: WorkFolder, arm: str, config: TrainConfig, name: str, **options) -> tuple[Run, dict]:
+    """Train or go on; return the run, and seconds a step, machine, date and versions of the training."""
+    times = []  # (step, when): a GPU's progress comes every tenth step
     name = f"{name}_{arm.replace(' ', '_')}_{config.seed}"
-    run = train(work, config, name, progress=lambda *_: times.append(time.monotonic()), **options)
+    run = train(work, config, name, progress=lambda step, *_: times.append((step, time.monotonic())), **options)
     run.require_finished()
-    return run, float(np.median(np.diff(times))) if len(times) > 1 else float("nan")
+    made = run.folder / "made.json"
+    if len(times) > 1:
+        steps, when = np.array(times).T
+        write_json(made, {"seconds_a_step": float(np.median(np.diff(when) / np.diff(steps)))} | stamp("timm"))
+    about = json.loads(made.read_text()) if made.exists() else {"seconds_a_step": float("nan")} | stamp("timm")
+    return run, about
 
 
 def video_losses(run: Run) -> pd.DataFrame:
@@ -59,20 +65,25 @@ def video_losses(run: Run) -> pd.DataFrame:
     return videos.assign(loss=-np.where(videos.label == 1, np.log(p), np.log(1 - p)))
 
 
-def summarise(losses: pd.DataFrame, seconds: dict[str, float], size: int) -> pd.DataFrame:
-    """One line an arm. losses: columns arm, seed, video_id, label, original_id, loss. size: 0 for each arm's own."""
+def summarise(losses: pd.DataFrame, made: dict[str, list[dict]], size: int) -> pd.DataFrame:
+    """One line an arm. losses: columns arm, seed, video_id, label, original_id, loss. size: 0 for each arm's own.
+
+    made: arm → what `train_arm` says about each seed.
+    """
     of_video = losses.groupby(["arm", "video_id"]).loss.mean().unstack(0)  # mean over seeds: (videos, arms)
     about = losses.drop_duplicates("video_id").set_index("video_id").loc[of_video.index]
     lines = []
     for arm, (encoder, own_size) in ARMS.items():
+        seconds = np.nanmedian([about["seconds_a_step"] for about in made[arm]])
         gap = of_video[arm] - of_video["B7"]
         low, high = bootstrap_interval(lambda _, values: values.mean(), about.label, gap, about.original_id)
         of_seed, cost = losses[losses.arm == arm].groupby("seed").loss.mean(), cost_of(encoder, size or own_size)
         lines.append(
             {"arm": arm, "encoder": encoder, "size": size or own_size}
-            | {"million_parameters": cost.parameters / 1e6, "gmacs": cost.macs / 1e9, "seconds_a_step": seconds[arm]}
+            | {"million_parameters": cost.parameters / 1e6, "gmacs": cost.macs / 1e9, "seconds_a_step": seconds}
             | {"seeds": len(of_seed), "log_loss": of_seed.mean(), "seed_sd": of_seed.std()}
             | {"minus_b7": gap.mean(), "low": low, "high": high}
+            | {key: made[arm][-1][key] for key in ("machine", "date", "versions")}
         )  # fmt: skip
     return pd.DataFrame(lines)
 
@@ -90,18 +101,19 @@ def main() -> None:
     work, name = WorkFolder(args.work), "rehearsal" if args.rehearse else "resnest"
     table = args.work / "resnest_rehearsal.csv" if args.rehearse else TABLE
     options = {} if args.rehearse else {"workers": args.workers, "pretrained": args.pretrained}
-    parts, seconds = [], {}
+    parts, made = [], {arm: [] for arm in ARMS}
     for arm in ARMS:
         for seed in range(1 if args.rehearse else args.seeds):
             config = configure(arm, seed, args.fold)
             config = replace(config, **REHEARSAL) if args.rehearse else config
-            run, seconds[arm] = train_arm(work, arm, config, name, **options)
+            run, about = train_arm(work, arm, config, name, **options)
+            made[arm].append(about)
             parts.append(video_losses(run).assign(arm=arm, seed=seed))
             if args.rehearse:
                 shutil.rmtree(run.folder)  # nearly a gigabyte, of weights that mean nothing
     if int(os.environ.get("RANK", 0)) == 0:
         size = REHEARSAL["size"] if args.rehearse else 0
-        summary = summarise(pd.concat(parts), seconds, size).assign(**stamp("timm"))
+        summary = summarise(pd.concat(parts), made, size)
         summary.to_csv(table, index=False, float_format="%.4g")
         print(summary.to_string(index=False))
 

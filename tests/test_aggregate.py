@@ -115,3 +115,8 @@ def test_no_scores_or_no_probabilities_are_errors(name):
     for wrong in ([1.2], [np.nan], [[0.1, -0.2]]):
         with pytest.raises(ValueError, match="probabilities"):
             STRATEGIES[name](wrong)
+
+
+def test_a_score_that_is_no_number_is_not_taken_for_a_missing_one():
+    with pytest.raises(ValueError, match="NaN"):
+        join_videos("mean", [np.nan, 0.9], ["a", "a"])

@@ -1,3 +1,4 @@
+import os
 import struct
 import time
 import weakref
@@ -141,6 +142,10 @@ def zoo(tmp_path_factory):
     write_audio(folder / "audio_only.mp4")
     (folder / "empty.mp4").write_bytes(b"")
     (folder / "text.mp4").write_text("not a video")
+    latin = whole.replace(b"Lavf", b"La\xe9f")  # a tag that is not UTF-8, as old cameras write
+    (folder / "latin_tag.mp4").write_bytes(latin)
+    with open(os.fsencode(folder) + b"/caf\xe9.mp4", "wb") as file:
+        file.write(whole)
     (folder / "dangling.mp4").symlink_to(folder / "nowhere.mp4")
     return folder
 
@@ -150,7 +155,7 @@ ZOO = {
     "32_frames": ("ok", 32), "33_frames": ("ok", 32), "no_face": ("no_face", 32), "two_people": ("ok", 32),
     "variable_rate": ("ok", 32), "damaged": ("decode_error", 30), "truncated": ("unreadable", 0),
     "audio_only": ("no_video_stream", 0), "empty": ("unreadable", 0), "text": ("unreadable", 0),
-    "dangling": ("missing", 0),
+    "dangling": ("missing", 0), "latin_tag": ("ok", 32), "caf\ufffd": ("unreadable", 0),
 }  # fmt: skip
 
 
@@ -227,6 +232,30 @@ def test_results_never_take_the_place_of_other_files(tmp_path):
     (tmp_path / "status.csv").write_text("my,own,table\n")
     with pytest.raises(ValueError, match="choose another folder"):
         p.check_results(tmp_path / "submission.csv")
+
+    (tmp_path / "one").mkdir()
+    p.write_verdicts([p.Verdict(Path("a.mp4"), "ok", 0.5)], tmp_path / "one" / "first.csv")
+    p.check_results(tmp_path / "one" / "first.csv")
+    with pytest.raises(ValueError, match="another submission"):
+        p.check_results(tmp_path / "one" / "second.csv")
+    with pytest.raises(ValueError, match="holds the labels"):
+        p.check_results(tmp_path / "truth.csv", tmp_path / "truth.csv")
+
+
+def test_a_detector_that_fails_on_a_frame_costs_that_frame_alone(zoo, models, monkeypatch):
+    detector, calls = p._detector(p.PredictConfig().thresholds), []
+    whole = detector.detect_resized
+
+    def fail_once(frames, resize):
+        calls.append(1)
+        if len(calls) == 3:
+            raise RuntimeError("out of luck")
+        return whole(frames, resize)
+
+    monkeypatch.setattr(detector, "detect_resized", fail_once)
+    verdict = p.predict_video(zoo / "33_frames.mp4", models, 8)
+    assert (verdict.status, verdict.n_faces) == ("detect_error", 7)
+    assert "out of luck" in verdict.reason
 
 
 def test_a_checkpoint_given_twice_is_an_error(tmp_path, models):

@@ -194,7 +194,9 @@ def test_a_finished_run_is_kept_and_another_one_needs_a_word(small_work):
     assert_same_run(done, again)
     with pytest.raises(ValueError, match="other settings or data"):
         train(small_work, replace(SHORT, seed=5), "kept")
+    (small_work.run("kept") / "epoch_9.pt").write_bytes(b"of the old run")
     assert train(small_work, replace(SHORT, seed=5), "kept", overwrite=True).losses != done.losses
+    assert not (small_work.run("kept") / "epoch_9.pt").exists()
 
 
 def test_best_and_last_are_checkpoints(run):
