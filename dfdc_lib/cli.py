@@ -91,6 +91,7 @@ def run_train(args) -> int:
 
 
 def run_predict(args) -> int:
+    from dfdc_lib.metrics import at_base_rate
     from dfdc_lib.predict import (
         REHEARSAL_WARNING,
         check_results,
@@ -127,6 +128,9 @@ def run_predict(args) -> int:
     n_scored = sum(v.p_fake is not None for v in verdicts)
     print(f"{n_scored} of {len(verdicts)} videos have a score (coverage {n_scored / len(verdicts):.0%})", end="")
     print(f"; the others count as {args.fallback} in the submission" if args.fallback is not None else "")
+    if n_scored:
+        share = f"a calibrated 0.9 means {at_base_rate(0.9, 0.01):.0%}"
+        print(f"a score is a model's opinion, never proof: where one video in a hundred is fake, {share}")
     if labels:
         judged = judge_verdicts(verdicts, labels, 0.5 if args.fallback is None else args.fallback)
         print(f"log loss {judged['log_loss_scored']:.3f} over the scored, {judged['log_loss_all']:.3f} over all")

@@ -3,7 +3,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from dfdc_lib.metrics import auc, bootstrap_interval, log_loss
+from dfdc_lib.metrics import at_base_rate, auc, bootstrap_interval, log_loss
 
 
 def test_log_loss_by_hand():
@@ -37,3 +37,11 @@ def test_bootstrap_draws_whole_groups():
 def test_bootstrap_needs_both_labels():
     with pytest.raises(ValueError, match="both labels"):
         bootstrap_interval(auc, [1, 1], [0.1, 0.2], [0, 1])
+
+
+def test_a_score_at_another_base_rate():
+    """Bayes' rule by counting: of 10,000 videos 100 are fakes; 90 of them and 990 originals are accused."""
+    assert at_base_rate(0.9, 0.01) == pytest.approx(90 / (90 + 990))
+    assert at_base_rate(0.7, 0.5) == pytest.approx(0.7)
+    with pytest.raises(ValueError, match="base rate"):
+        at_base_rate(0.9, 1.0)
