@@ -1,6 +1,7 @@
 """Every notebook keeps the course's form: short cells, a parameters cell of literals, no outputs, an exercise."""
 
 import ast
+import re
 import statistics
 from pathlib import Path
 
@@ -72,3 +73,8 @@ def test_profiles_name_real_notebooks_and_parameters():
             cell = tagged(nbformat.read(FOLDER / f"{name}.ipynb", as_version=4), "parameters")[0]
             known = {node.target.id for node in ast.parse(cell.source).body}
             assert set(values) <= known, profile
+
+
+def test_formulas_have_single_backslashes(notebook):
+    prose = [cell.source for cell in notebook.cells if cell.cell_type == "markdown"]
+    assert not [text for text in prose if re.search(r"\\\\[a-zA-Z]", text)], "TeX would show the command's name"
