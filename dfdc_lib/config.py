@@ -86,17 +86,13 @@ class PredictConfig:
     frames: int = 32  # spread evenly over the video; a shorter one gives all it has
     strategy: str = "confident"  # a name from aggregate.STRATEGIES
     thresholds: tuple[float, float, float] = INFERENCE_THRESHOLDS
-    resize: str = "slides"  # before detection: "slides" by the frame's size · "half" always, as upstream's code
+    resize: str = "slides"  # before detection: "slides" by the frame's size · "half", as upstream always does
 
     def __post_init__(self):
         if self.frames < 1:
             raise ValueError(f"at least one frame must be looked at, got {self.frames}")
         if self.resize not in ("slides", "half"):
             raise ValueError(f"resize must be slides or half, got {self.resize!r}")
-
-
-# What the released weights were scored with; their margin is part of their card.
-UPSTREAM_PREDICT = PredictConfig(resize="half")
 
 
 @dataclass(frozen=True)

@@ -5,7 +5,7 @@ dropped as soon as its faces are cut out, so memory does not grow with a video's
 """
 
 from collections import deque
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from functools import cache
@@ -228,25 +228,27 @@ def score_videos_in(
     frames: list[Seen] = []
     waiting: list[dict[Cut, np.ndarray]] = []
     scores: list[dict[str, np.ndarray]] = []
+    sizes = {model.card.size for model in models.values()}
+    transforms = {size: valid_transforms(size) for size in sizes}
     for item in items:
         if isinstance(item, Seen):
             waiting += [dict(zip(item.crops, face, strict=True)) for face in zip(*item.crops.values(), strict=True)]
             frames.append(item._replace(crops={}))
             while len(waiting) >= BATCH:
-                scores.append(score_crops(waiting[:BATCH], models))
+                scores.append(score_crops(waiting[:BATCH], models, transforms))
                 waiting = waiting[BATCH:]
             continue
-        scores += [score_crops(waiting, models)] if waiting else []
+        scores += [score_crops(waiting, models, transforms)] if waiting else []
         yield conclude(item, frames, {name: [p for s in scores for p in s[name]] for name in models}, config.strategy)
         frames, waiting, scores = [], [], []
 
 
 def score_crops(
-    crops: Sequence[dict[Cut, torch.Tensor]], models: dict[str, DeepfakeClassifier]
+    crops: Sequence[dict[Cut, np.ndarray]], models: dict[str, DeepfakeClassifier], transforms: dict[int, Callable]
 ) -> dict[str, np.ndarray]:
     """p_fake (n,) of n crops by each model, each given with the margin and size that it was trained with."""
     pictures = {
-        cut: torch.stack([valid_transforms(cut.size)(image=face[cut])["image"] for face in crops]) for cut in crops[0]
+        cut: torch.stack([transforms[cut.size](image=face[cut])["image"] for face in crops]) for cut in crops[0]
     }
     return {
         name: model.predict(pictures[Cut(model.card.margin, model.card.size)]).numpy() for name, model in models.items()

@@ -263,10 +263,10 @@ class Trainer:
 
     def _count_parts(self, n_pictures: int) -> int:
         """Into how many parts a batch is cut: the same for all processes, also where one has broken pictures."""
-        fewest = torch.tensor([n_pictures], device=self.accelerator.device)
-        return (
-            min(self.config.accumulate, int(self.accelerator.gather(fewest).min())) if self.config.accumulate > 1 else 1
-        )
+        if self.config.accumulate == 1:
+            return 1
+        of_each = self.accelerator.gather(torch.tensor([n_pictures], device=self.accelerator.device))
+        return min(self.config.accumulate, int(of_each.min()))
 
     def read_losses(self) -> None:
         """Bring the last steps' losses and broken pictures, of all processes, from the device into the history."""

@@ -74,7 +74,7 @@ def summarise(losses: pd.DataFrame, made: dict[str, list[dict]], size: int) -> p
     about = losses.drop_duplicates("video_id").set_index("video_id").loc[of_video.index]
     lines = []
     for arm, (encoder, own_size) in ARMS.items():
-        seconds = np.nanmedian([about["seconds_a_step"] for about in made[arm]])
+        seconds = np.nanmedian([run["seconds_a_step"] for run in made[arm]])
         gap = of_video[arm] - of_video["B7"]
         low, high = bootstrap_interval(lambda _, values: values.mean(), about.label, gap, about.original_id)
         of_seed, cost = losses[losses.arm == arm].groupby("seed").loss.mean(), cost_of(encoder, size or own_size)
