@@ -77,7 +77,8 @@ def run_train(args) -> int:
     config = DEMO_TRAINING if args.demo else TrainConfig()
     if args.encoder and not args.demo:
         config = replace(config, encoder=args.encoder, batch=encoder_preset(args.encoder).batch)
-    names = ("encoder", "steps", "batch", "accumulate", "size", "fold", "seed", "precision", "augmentation")
+    names = ("encoder", "steps", "batch", "accumulate", "size", "fold", "seed", "precision")
+    names += ("augmentation", "self_blend")
     given = {name: getattr(args, name) for name in names if getattr(args, name) is not None}
     run = train(
         WorkFolder(args.work), replace(config, **given), args.run, args.pretrained, args.workers,
@@ -218,6 +219,9 @@ def build_parser() -> argparse.ArgumentParser:
     tr.add_argument("--size", type=int, help="side of the input in pixels, where it is not to be the encoder's own")
     tr.add_argument("--precision", choices=("no", "fp16", "bf16"), help="mixed precision")
     tr.add_argument("--augmentation", choices=("slides", "hard", "demo"))
+    tr.add_argument(
+        "--self-blend", type=float, metavar="P", help="with this probability a real crop becomes its own fake"
+    )
     tr.add_argument(
         "--pretrained", type=Path, nargs="?", const=True, default=False, metavar="FILE_OR_FOLDER",
         help="start from ImageNet's weights: a file, a folder that holds them, or without a value timm's download",

@@ -111,6 +111,7 @@ class TrainConfig:
     smoothing: float = 0.01  # slides: labels become 0.01 and 0.99
     paired: bool = False  # each real crop beside its own fake, both augmented alike
     augmentation: str = "slides"  # "slides", "hard" (with blackouts) or "demo"
+    self_blend: float = 0.0  # how often a real crop becomes its own fake (arXiv 2204.08376); the slides: never
     fold: int = 0  # the fold held out for validation
     seed: int = 0
     precision: str = "no"  # mixed precision: "no", "fp16" or "bf16"
@@ -132,6 +133,8 @@ class TrainConfig:
                 raise ValueError(f"{field} must be at least 1, got {getattr(self, field)}")
         if self.size < 0 or not 1 <= self.accumulate <= self.batch:
             raise ValueError(f"size {self.size} must be 0 or more, accumulate {self.accumulate} from 1 to the batch")
+        if not 0 <= self.self_blend <= 1 or (self.self_blend == 1 and not self.paired):
+            raise ValueError(f"self_blend is a probability, and below 1 unless crops are paired, got {self.self_blend}")
         if self.paired and self.batch % 2:
             raise ValueError(f"a batch of pairs must be even, got {self.batch}")
         if self.paired and self.augmentation == "hard":

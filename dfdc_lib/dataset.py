@@ -9,6 +9,7 @@ from torch.utils.data import Dataset
 
 from dfdc_lib.config import TrainConfig
 from dfdc_lib.geometry import add_margin, isotropic_resize
+from dfdc_lib.manipulate import NotAFace, self_blend
 from dfdc_lib.paths import WorkFolder, face_file, read_mask, read_png
 
 KEY = ["original_id", "frame_idx", "face_idx"]
@@ -110,6 +111,7 @@ class CropReader:
     def __init__(self, work: WorkFolder, size: int, keep: bool = False):
         self.work, self.size, self.keep = work, size, keep
         self._kept: dict[tuple, np.ndarray] = {}
+        self._scale: dict[tuple, float] = {}  # of the kept crops, against those on disk
         self._landmarks: dict[str, dict[str, np.ndarray]] = {}
 
     def __call__(self, video_id: str, frame_idx: int, face_idx: int) -> np.ndarray:
@@ -119,7 +121,9 @@ class CropReader:
             return self._kept[key]
         crop = read_png(self.work.crops(video_id) / face_file(frame_idx, face_idx))
         if self.keep:
+            longer = max(crop.shape)
             crop = self._kept[key] = isotropic_resize(crop, self.size)
+            self._scale[key] = max(crop.shape) / longer
         return crop
 
     def mask(self, video_id: str, frame_idx: int, face_idx: int) -> np.ndarray | None:
@@ -133,17 +137,31 @@ class CropReader:
             self._landmarks[original_id] = read_landmarks(self.work, original_id)
         return self._landmarks[original_id][face_file(frame_idx, face_idx)]
 
+    def blend_with_itself(
+        self, real_id: str, frame_idx: int, face_idx: int, rng: np.random.Generator
+    ) -> tuple[np.ndarray, np.ndarray] | None:
+        """Make a real crop its own fake: (picture, mask). None where its landmarks show no whole face."""
+        crop, landmarks = self(real_id, frame_idx, face_idx), self.landmarks(real_id, frame_idx, face_idx)
+        try:
+            return self_blend(crop, landmarks * self._scale.get((real_id, frame_idx, face_idx), 1), rng)
+        except NotAFace:  # it leaves the frame: the crop stays what it is
+            return None
+
 
 class CropDataset(Dataset):
     """One crop and its label: picture (3, S, S) float32, label float32 (1 = fake). None for a picture that is broken.
 
     seed: augments item i from (seed, i) alone, whatever was drawn before and in whichever process. hard: the
-    transform is given the mask and the landmarks too.
+    transform is given the mask and the landmarks too. self_blend: how often a real crop becomes its own fake.
     """
 
-    def __init__(self, rows: pd.DataFrame, reader: CropReader, transform, seed: int | None = None, hard: bool = False):
+    def __init__(
+        self, rows: pd.DataFrame, reader: CropReader, transform,
+        seed: int | None = None, hard: bool = False, self_blend: float = 0.0,
+    ):  # fmt: skip
         self.rows = rows[["video_id", "frame_idx", "face_idx", "label", "original_id"]].to_numpy()
         self.reader, self.transform, self.seed, self.hard = reader, transform, seed, hard
+        self.self_blend = self_blend
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -151,9 +169,11 @@ class CropDataset(Dataset):
     def __getitem__(self, index: int) -> tuple[torch.Tensor, torch.Tensor] | None:
         *key, label, original_id = self.rows[index]
         try:
-            given = {"image": self.reader(*key)}
+            given, mask, rng = {"image": self.reader(*key)}, None, _blending_stream(self.seed, index)
+            if label == 0 and rng.random() < self.self_blend and (own := self.reader.blend_with_itself(*key, rng)):
+                (given["image"], mask), label = own, 1
             if self.hard:
-                mask = self.reader.mask(*key)
+                mask = self.reader.mask(*key) if mask is None else mask
                 empty = np.zeros(given["image"].shape[:2], np.uint8)
                 landmarks = self.reader.landmarks(original_id, *key[1:])
                 given |= {"mask": empty if mask is None else mask, "landmarks": landmarks, "label": label}
@@ -169,11 +189,14 @@ class PairDataset(Dataset):
 
     All that the two share (who, where, light, camera, augmentation) can then not lower the loss: only the
     manipulation can. Ours, for small data; the slides draw single crops. None where one of the two is broken.
+    self_blend: how often the fake is the real crop blended with itself instead.
     """
 
-    def __init__(self, pairs: pd.DataFrame, reader: CropReader, transform, seed: int | None = None):
+    def __init__(
+        self, pairs: pd.DataFrame, reader: CropReader, transform, seed: int | None = None, self_blend: float = 0.0
+    ):
         self.rows = pairs[["real_id", "video_id", "frame_idx", "face_idx"]].to_numpy()
-        self.reader, self.transform, self.seed = reader, transform, seed
+        self.reader, self.transform, self.seed, self.self_blend = reader, transform, seed, self_blend
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -182,12 +205,20 @@ class PairDataset(Dataset):
         real_id, fake_id, *place = self.rows[index]
         try:
             given = {"image": self.reader(real_id, *place), "fake": self.reader(fake_id, *place)}
+            rng = _blending_stream(self.seed, index)
+            if rng.random() < self.self_blend and (own := self.reader.blend_with_itself(real_id, *place, rng)):
+                given["fake"], _ = own
         except ValueError:
             return None
         if self.seed is not None:
             self.transform.set_random_seed(stream_seed(self.seed, index))
         both = self.transform(**given)
         return torch.stack([both["image"], both["fake"]]), torch.tensor([0.0, 1.0])
+
+
+def _blending_stream(seed: int | None, index: int) -> np.random.Generator:
+    """What self-blending draws from: another stream than the augmentation's, which stays as it is without it."""
+    return np.random.default_rng(None if seed is None else stream_seed(seed, index, 1))
 
 
 def collate(items: list) -> tuple[torch.Tensor, torch.Tensor, int]:

@@ -3,16 +3,91 @@
 Pictures are (H, W, 3) uint8 RGB. Landmarks are (5, 2) in pixels: left eye, right eye, nose, left and right mouth
 corner. Each manipulation returns the new picture and its mask (H, W) uint8: 0 where the picture is bit-identical to
 what came in, 255 where it was replaced altogether.
+
+First come the parts: masks, colour, detail, blending. Then what makes the sample's fakes (`replace_region`). Last the
+four families of artifacts that the slides name, each made alone on one crop, and self-blended images; there `strength`
+runs from 0, the picture as it came, to 1, crude, and notebook 10 shows them.
 """
 
 import cv2
 import numpy as np
 
-from dfdc_lib.geometry import affine_between
+from dfdc_lib.forensics import recompress
+from dfdc_lib.geometry import affine_between, move_points
 
 # Ellipses that follow the face: (centre between the eyes and the mouth: 0 at the eyes, 1 at the mouth; half width and
 # half height in units of the distance between the eyes and the mouth). Measured on the two portraits of the sample.
 REGIONS = {"face": (0.55, 1.05, 1.30), "mouth": (1.0, 0.72, 0.50), "eyes": (0.0, 1.05, 0.45)}
+
+
+# A face's own frame: the origin between the eyes, y down the face, 1 = from the eyes to the mouth. The mean places of
+# the five landmarks (after ArcFace's template), the outline from brows to chin that a hull of 68 landmarks has, and
+# the part that expression and identity change most: eyes, nose and mouth.
+FACE = np.array([(-0.43, 0.0), (0.43, 0.0), (0.0, 0.5), (-0.36, 1.0), (0.36, 1.0)])
+OUTLINE_RIGHT = np.array(
+    [(0.25, -0.42), (0.62, -0.38), (0.8, -0.15), (0.84, 0.35), (0.76, 0.85), (0.6, 1.25), (0.3, 1.6), (0, 1.7)]
+)
+INNER_RIGHT = np.array([(0.7, -0.22), (0.7, 0.25), (0.55, 1.05), (0.3, 1.25)])
+OUTLINE, INNER = (np.concatenate([half, half * (-1, 1)]) for half in (OUTLINE_RIGHT, INNER_RIGHT))
+
+
+class NotAFace(ValueError):
+    """Landmarks that no face has, or that of a face which leaves the picture."""
+
+
+def face_frame(landmarks: np.ndarray, height: int, width: int) -> np.ndarray:
+    """The affine map (2, 3) from a face's own frame (see FACE) to a picture of height x width.
+
+    Raises NotAFace: not five points, one outside the picture, two in one place, or all on a line.
+    """
+    landmarks = np.asarray(landmarks, float)
+    if landmarks.shape != (5, 2) or not np.isfinite(landmarks).all():
+        raise NotAFace(f"a face has five finite landmarks (5, 2), got {landmarks.tolist()}")
+    if (landmarks < 0).any() or (landmarks >= (width, height)).any():
+        raise NotAFace(f"landmarks outside a picture of {width} x {height}: {landmarks.tolist()}")
+    apart = np.hypot(*(landmarks[:, None] - landmarks[None])[np.triu_indices(5, 1)].T)
+    frame = affine_between(FACE, landmarks)
+    long, short = np.linalg.svd(frame[:, :2], compute_uv=False)
+    if apart.min() < 0.5:
+        raise NotAFace(f"these landmarks are not a face, two coincide: {landmarks.tolist()}")
+    if short < 0.1 * long:
+        raise NotAFace(f"these landmarks are not a face, they lie on a line: {landmarks.tolist()}")
+    return frame
+
+
+def hull_mask(
+    landmarks: np.ndarray, height: int, width: int, outline: np.ndarray = OUTLINE, feather: float = 0.1,
+    deform: float = 0.0, rng: np.random.Generator | None = None,
+) -> np.ndarray:  # fmt: skip
+    """A soft mask (H, W) float32 in [0, 1] of an outline that is carried onto the face.
+
+    feather: the blur's standard deviation, and deform: how far each of the outline's points is moved at most, at
+    random (with `rng`); both in units of the distance between the eyes and the mouth. After Face X-ray (arXiv
+    1912.13458), which takes the hull of 68 landmarks; five landmarks carry an average outline instead.
+    """
+    frame = face_frame(landmarks, height, width)
+    if deform:
+        outline = outline + deform * rng.uniform(-1, 1, outline.shape)
+    points = cv2.convexHull(np.round(16 * move_points(outline, frame)).astype(np.int32))  # in sixteenths of a pixel
+    mask = np.zeros((height, width), np.float32)
+    cv2.fillConvexPoly(mask, points, 1.0, shift=4)
+    sigma = feather * float(np.hypot(*frame[:, 1]))
+    reach = 2 * round(2 * sigma) + 1
+    return np.minimum(cv2.GaussianBlur(mask, (reach, reach), sigma), 1) if reach > 1 else mask
+
+
+def boundary_map(mask: np.ndarray) -> np.ndarray:
+    """Where a picture was blended: 4 M (1 - M) of its mask (H, W) uint8, M = mask / 255. Returns float32 in [0, 1].
+
+    Zero where all is old and where all is new, one where both count alike. Source: Face X-ray, arXiv 1912.13458.
+    """
+    share = mask.astype(np.float32) / 255
+    return 4 * share * (1 - share)
+
+
+def eyes_to_mouth(landmarks: np.ndarray) -> float:
+    """The distance from between the eyes to the middle of the mouth, in pixels: how large a face is."""
+    return float(np.hypot(*(landmarks[3:].mean(axis=0) - landmarks[:2].mean(axis=0))))
 
 
 def region_mask(landmarks: np.ndarray, height: int, width: int, region: str = "face", feather: float = 0.3):
@@ -54,6 +129,12 @@ def transfer_colour(picture: np.ndarray, reference: np.ndarray, where: np.ndarra
     return cv2.cvtColor(cv2.LUT(ours, table[None]), cv2.COLOR_LAB2RGB)
 
 
+def shift_channels(picture: np.ndarray, shift: np.ndarray, contrast: float = 1.0) -> np.ndarray:
+    """Add `shift` (3,), in grey levels, to the channels, after stretching them by `contrast` around the middle."""
+    levels = 128 + contrast * (np.arange(256)[:, None] - 128.0) + shift
+    return cv2.LUT(picture, np.clip(levels, 0, 255).round().astype(np.uint8)[None])
+
+
 def lose_detail(picture: np.ndarray, detail: float) -> np.ndarray:
     """Shrink a picture to `detail` (0 to 1) of its size and enlarge it again: what a small generator does to a face."""
     if not 0 < detail <= 1:
@@ -65,9 +146,9 @@ def lose_detail(picture: np.ndarray, detail: float) -> np.ndarray:
     )
 
 
-def blend(target: np.ndarray, donor: np.ndarray, weights: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Lay `donor` over `target` by `weights` (H, W) in [0, 1]; return (picture, mask)."""
-    mixed = target + weights[..., None] * (donor.astype(np.float32) - target)
+def blend(target: np.ndarray, donor: np.ndarray, weights: np.ndarray, opacity: float = 1.0):
+    """Lay `donor` over `target` by `weights` (H, W) in [0, 1], at most `opacity`; return (picture, mask)."""
+    mixed = target + opacity * weights[..., None] * (donor.astype(np.float32) - target)
     return np.clip(mixed, 0, 255).round().astype(np.uint8), np.ceil(weights * 255).astype(np.uint8)
 
 
@@ -86,7 +167,7 @@ def fit_to(donor: np.ndarray, donor_landmarks: np.ndarray, landmarks: np.ndarray
 
 def _window(landmarks: np.ndarray, height: int, width: int) -> tuple[slice, slice]:
     """The part of a picture that any region's ellipse can reach."""
-    reach = 2.2 * np.hypot(*(landmarks[3:].mean(axis=0) - landmarks[:2].mean(axis=0)))
+    reach = 2.2 * eyes_to_mouth(landmarks)
     (x0, y0), (x1, y1) = landmarks.min(axis=0) - reach, landmarks.max(axis=0) + reach
     return slice(max(int(y0), 0), min(int(y1) + 1, height)), slice(max(int(x0), 0), min(int(x1) + 1, width))
 
@@ -147,3 +228,124 @@ def displace(picture: np.ndarray, landmarks: np.ndarray, centre, radius: float, 
     )
     moved = landmarks + strength(landmarks[:, 0], landmarks[:, 1])[:, None] * np.asarray(shift)
     return result, moved
+
+
+VISUAL_KINDS = ("colour", "mouth", "eyes", "resolution")
+
+
+def visual_defect(
+    picture: np.ndarray, landmarks: np.ndarray, rng: np.random.Generator, strength: float = 1.0, kind: str | None = None
+) -> tuple[np.ndarray, np.ndarray]:
+    """What one sees without a tool: a face of another colour or resolution, teeth or eyes without detail.
+
+    kind: one of VISUAL_KINDS, else drawn.
+    """
+    _check_strength(strength)
+    height, width = picture.shape[:2]
+    kind = kind or str(rng.choice(VISUAL_KINDS))
+    if kind not in VISUAL_KINDS:
+        raise ValueError(f"unknown kind {kind!r}: choose one of {', '.join(VISUAL_KINDS)}")
+    if kind in ("mouth", "eyes"):
+        face_frame(landmarks, height, width)  # the same errors, whatever the kind
+        weights = region_mask(landmarks, height, width, kind)
+    else:
+        weights = hull_mask(landmarks, height, width)
+    if kind == "colour":
+        altered = shift_channels(picture, rng.choice((-1, 1), 3) * rng.uniform(0.5, 1, 3) * 40 * strength)
+    else:
+        altered = lose_detail(picture, 1 - (0.75 if kind == "resolution" else 0.85) * strength)
+    return _lay(picture, altered, weights, strength)
+
+
+def encoding_difference(
+    picture: np.ndarray, landmarks: np.ndarray, rng: np.random.Generator, strength: float = 1.0
+) -> tuple[np.ndarray, np.ndarray]:
+    """Eyes, nose and mouth with another compression history than the face around them.
+
+    They went through JPEG once more, at a quality from 95 (weak) down to 20 (strong), on a grid of blocks that starts
+    somewhere else: both are what is left of a face that was generated, stored and pasted back.
+    """
+    _check_strength(strength)
+    height, width = picture.shape[:2]
+    weights = hull_mask(landmarks, height, width, INNER, feather=0.05)
+    down, right = rng.integers(1, 8, 2)
+    moved = cv2.copyMakeBorder(picture, down, 0, right, 0, cv2.BORDER_REFLECT_101)
+    altered = recompress(moved, round(95 - 75 * strength))[down:, right:]
+    return _lay(picture, altered, weights, strength)
+
+
+def warping_artifact(
+    picture: np.ndarray, landmarks: np.ndarray, rng: np.random.Generator, strength: float = 1.0
+) -> tuple[np.ndarray, np.ndarray]:
+    """A face that was aligned to a small upright square, blurred, and warped back: its resolution does not fit.
+
+    After arXiv 1811.00656: a generator makes faces of one fixed size, and whatever is pasted has been warped. The
+    square's side is a share of the face's own: from all of it (weak) down to about a quarter (strong). The region is
+    the whole face or its inner part, drawn; the paper draws it too.
+    """
+    _check_strength(strength)
+    height, width = picture.shape[:2]
+    outline = (OUTLINE, INNER)[rng.integers(2)]
+    weights = hull_mask(landmarks, height, width, outline, feather=0.08, deform=0.05, rng=rng)
+    frame = face_frame(landmarks, height, width)
+    detail = 1 - 0.8 * strength * rng.uniform(0.8, 1)
+    unit = max(float(np.hypot(*frame[:, 1])) * detail, 1)  # eyes to mouth in the square, pixels
+    side = round(3 * unit)
+    upright = FACE * unit + (1.5 * unit, unit)
+    aligned = cv2.GaussianBlur(fit_to(picture, landmarks, upright, side, side), (0, 0), 0.3 + 0.7 * strength)
+    altered = fit_to(aligned, upright, landmarks, height, width)
+    return _lay(picture, altered, weights, strength)
+
+
+def blending_artifact(
+    picture: np.ndarray, landmarks: np.ndarray, donor: np.ndarray, donor_landmarks: np.ndarray,
+    rng: np.random.Generator, strength: float = 1.0,
+) -> tuple[np.ndarray, np.ndarray]:  # fmt: skip
+    """Blend another real face in: nothing is wrong inside it, only the seam gives it away.
+
+    After Face X-ray (arXiv 1912.13458): the donor is fitted to the landmarks, its colours are matched, the hull is
+    deformed at random and feathered. `boundary_map` of the mask is the seam. strength: the donor's opacity.
+    """
+    _check_strength(strength)
+    height, width = picture.shape[:2]
+    weights = hull_mask(
+        landmarks, height, width, feather=rng.uniform(0.03, 0.12), deform=rng.uniform(0.05, 0.2), rng=rng
+    )
+    warped = fit_to(donor, donor_landmarks, landmarks, height, width)
+    return _lay(picture, transfer_colour(warped, picture, weights > 0.5), weights, strength, opacity=strength)
+
+
+SELF_BLEND_OPACITIES = (0.25, 0.5, 0.75, 1.0, 1.0, 1.0)
+
+
+def self_blend(
+    picture: np.ndarray, landmarks: np.ndarray, rng: np.random.Generator, strength: float = 1.0
+) -> tuple[np.ndarray, np.ndarray]:
+    """Blend a face with a slightly changed copy of itself: a fake that needs no second face and no forger.
+
+    After self-blended images (arXiv 2204.08376): the copy's colours are shifted, it is blurred or sharpened, made a
+    few percent larger or smaller and moved a little; hull, feather and opacity are drawn. (The paper changes either
+    the copy or its surroundings. Here always the copy, so that outside the mask nothing changes.)
+    """
+    _check_strength(strength)
+    height, width = picture.shape[:2]
+    weights = hull_mask(landmarks, height, width, feather=rng.uniform(0.02, 0.15), deform=rng.uniform(0, 0.2), rng=rng)
+    copy = shift_channels(picture, strength * rng.uniform(-20, 20, 3), 1 + strength * rng.uniform(-0.1, 0.1))
+    soft = lose_detail(copy, 1 - strength * rng.uniform(0.2, 0.75))
+    copy = soft if rng.random() < 0.5 else cv2.addWeighted(copy, 2, soft, -1, 0)
+    size = eyes_to_mouth(landmarks)
+    centre, scale = landmarks.mean(axis=0), 1 + strength * rng.uniform(-0.05, 0.05, 2)
+    moved = centre + (landmarks - centre) * scale + strength * rng.uniform(-0.06, 0.06, 2) * size
+    copy = fit_to(copy, landmarks, moved, height, width)
+    return _lay(picture, copy, weights, strength, opacity=float(rng.choice(SELF_BLEND_OPACITIES)))
+
+
+def _check_strength(strength: float) -> None:
+    if not 0 <= strength <= 1:
+        raise ValueError(f"strength runs from 0 to 1, got {strength}")
+
+
+def _lay(picture, altered, weights, strength: float, opacity: float = 1.0) -> tuple[np.ndarray, np.ndarray]:
+    if strength == 0:
+        return picture.copy(), np.zeros(picture.shape[:2], np.uint8)
+    return blend(picture, altered, weights, opacity)

@@ -21,7 +21,7 @@ import cv2
 import numpy as np
 
 from dfdc_lib.geometry import move_points
-from dfdc_lib.manipulate import displace, replace_region
+from dfdc_lib.manipulate import displace, eyes_to_mouth, replace_region
 from dfdc_lib.paths import appear_whole, write_json
 from dfdc_lib.video import write_video
 
@@ -98,11 +98,6 @@ def portrait(identity: str) -> np.ndarray:
 
     path = get_sample_data("grace_hopper.jpg", asfileobj=False)
     return cv2.cvtColor(cv2.imread(str(path), cv2.IMREAD_COLOR), cv2.COLOR_BGR2RGB)
-
-
-def eyes_to_mouth(landmarks: np.ndarray) -> float:
-    """The distance from between the eyes to the middle of the mouth, in pixels: how large a face is."""
-    return float(np.hypot(*(landmarks[3:].mean(axis=0) - landmarks[:2].mean(axis=0))))
 
 
 def pose(identity: str, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:

@@ -126,9 +126,9 @@ def make_loader(
     transform = AUGMENTATIONS[config.augmentation](config.input_size)
     seed = stream_seed(config.seed, epoch, 10_000)
     if config.paired:
-        data = PairDataset(order, reader, transform, seed)
+        data = PairDataset(order, reader, transform, seed, config.self_blend)
     else:
-        data = CropDataset(order, reader, transform, seed, hard=config.augmentation == "hard")
+        data = CropDataset(order, reader, transform, seed, config.augmentation == "hard", config.self_blend)
     starts = [(step * world + rank) * items for step in range(first, config.epoch_steps)]
     batches = [list(range(start, start + items)) for start in starts]
     return DataLoader(data, batch_sampler=batches, collate_fn=collate, num_workers=workers, pin_memory=workers > 0)

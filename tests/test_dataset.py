@@ -1,6 +1,7 @@
 import numpy as np
 import pandas as pd
 import pytest
+import torch
 
 from dfdc_lib import dataset as d
 from dfdc_lib.augment import demo_transforms, train_transforms, valid_transforms
@@ -101,3 +102,69 @@ def test_landmarks_lie_on_the_face_of_their_crop(rows, small_work):
         crop = read_png(small_work.crops(original_id) / name)
         found = FaceDetector((0.6, 0.6, 0.6)).detect_resized([crop])[0]
         assert np.abs(found.landmarks[0] - points).max() < 0.1 * crop.shape[1]
+
+
+def read_pairs(small_work, rows, self_blend, keep=False, seed=7):
+    reader, pairs = d.CropReader(small_work, 64, keep), d.pair(rows)
+    data = d.PairDataset(pairs, reader, valid_transforms(64), seed, self_blend)
+    return [data[i][0] for i in range(len(pairs))]
+
+
+@pytest.mark.parametrize("keep", [False, True])
+def test_a_real_crop_becomes_its_own_fake(rows, small_work, keep):
+    blended = read_pairs(small_work, rows, 1.0, keep)
+    again = read_pairs(small_work, rows, 1.0, keep)
+    plain = read_pairs(small_work, rows, 0.0, keep)
+    whole = [i for i in range(len(plain)) if not torch.equal(blended[i][1], plain[i][1])]
+    assert len(whole) > 0.8 * len(plain)
+    for i in whole:
+        assert torch.equal(blended[i], again[i])
+        assert torch.equal(blended[i][0], plain[i][0]), "the real picture itself changed"
+        unchanged = (blended[i][0] == blended[i][1]).float().mean()
+        assert unchanged > 0.15, "surroundings of the face must stay what they are"
+
+
+def test_kept_crops_are_blended_at_the_face_too(rows, small_work):
+    """Crops in memory are smaller than on disk; the landmarks must shrink along."""
+    first = d.pair(rows).iloc[0]
+    masks = []
+    for keep in (False, True):
+        reader = d.CropReader(small_work, 64, keep)
+        place = (first.real_id, first.frame_idx, first.face_idx)
+        _, mask = reader.blend_with_itself(*place, np.random.default_rng(0))
+        y, x = np.nonzero(mask > 127)
+        masks.append(np.array([x.mean() / mask.shape[1], y.mean() / mask.shape[0]]))
+    assert masks[0] == pytest.approx(masks[1], abs=0.03)
+
+
+def test_single_crops_blend_in_their_share_and_bring_the_mask(rows, small_work):
+    reals = rows[rows.label == 0]
+    many = pd.concat([reals] * 8)
+    seen = {}
+
+    def transform(**given):
+        seen.update(given)
+        return {"image": torch.zeros(3)}
+
+    transform.set_random_seed = lambda seed: None
+    data = d.CropDataset(many, d.CropReader(small_work, 64), transform, seed=0, hard=True, self_blend=0.5)
+    labels = []
+    for i in range(len(many)):
+        _, label = data[i]
+        labels.append(float(label))
+        assert seen["label"] == label
+        assert seen["mask"].any() == bool(label)
+        assert seen["mask"].shape == seen["image"].shape[:2]
+    assert 0.3 < np.mean(labels) < 0.7
+    fakes = rows[rows.label == 1]
+    untouched = d.CropDataset(fakes, d.CropReader(small_work, 64), valid_transforms(64), seed=0, self_blend=0.9)
+    plain = d.CropDataset(fakes, d.CropReader(small_work, 64), valid_transforms(64), seed=0)
+    assert all(torch.equal(untouched[i][0], plain[i][0]) for i in range(len(fakes)))
+
+
+def test_a_face_that_leaves_the_frame_stays_what_it_is(rows, small_work, monkeypatch):
+    reader, real = d.CropReader(small_work, 64), rows[rows.label == 0].iloc[0]
+    place = (real.video_id, real.frame_idx, real.face_idx)
+    landmarks = reader.landmarks(*place)
+    monkeypatch.setattr(reader, "landmarks", lambda *key: landmarks + np.array([1000, 0]))
+    assert reader.blend_with_itself(*place, np.random.default_rng(0)) is None

@@ -10,7 +10,7 @@ import pytest
 LIBRARY = Path(__file__).resolve().parent.parent / "dfdc_lib"
 ROWS = [
     ["config", "geometry"],
-    ["paths", "progress", "video", "ssim", "metrics", "aggregate", "plots"],
+    ["paths", "progress", "video", "ssim", "metrics", "aggregate", "plots", "forensics"],
     ["metadata", "faces", "manipulate", "augment"],
     ["sample", "preprocess", "dataset", "model"],
     ["train", "predict"],
@@ -18,7 +18,7 @@ ROWS = [
     ["cli"],
 ]
 ROW_OF = {module: number for number, row in enumerate(ROWS) for module in row}
-NO_DISK = ["geometry", "ssim", "metrics", "aggregate", "manipulate", "augment", "plots"]
+NO_DISK = ["geometry", "ssim", "metrics", "aggregate", "manipulate", "augment", "plots", "forensics"]
 MODULES = sorted(path.stem for path in LIBRARY.glob("*.py") if path.stem != "__init__")
 
 

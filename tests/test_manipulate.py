@@ -1,9 +1,10 @@
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from dfdc_lib import manipulate as m
+from dfdc_lib.forensics import block_grid, high_pass, recompress
 from dfdc_lib.geometry import move_points
 from dfdc_lib.sample import LANDMARKS, portrait
 
@@ -101,3 +102,135 @@ def test_fit_to_puts_landmarks_on_landmarks():
         x, y = move_points(HOPPER[2:3], m.affine_between(HOPPER, target))[0].round().astype(int)
         rows, columns = np.nonzero(warped[y - 20 : y + 21, x - 20 : x + 21, 0] > 127)
         assert (columns.mean(), rows.mean()) == pytest.approx((20, 20), abs=1)
+
+
+# The four families of artifacts, and self-blended images.
+
+CROP = portrait("hopper")[60:390, 150:380].copy()
+FACE_IN_CROP = HOPPER - (150, 60)
+FAMILIES = {
+    "visual": m.visual_defect,
+    "encoding": m.encoding_difference,
+    "warping": m.warping_artifact,
+    "blending": lambda *given: m.blending_artifact(*given[:2], portrait("collins"), COLLINS, *given[2:]),
+    "self_blend": m.self_blend,
+}
+
+
+def falsify(family, seed=0, strength=1.0):
+    return FAMILIES[family](CROP, FACE_IN_CROP, np.random.default_rng(seed), strength)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+@given(seed=st.integers(0, 10**6), strength=st.floats(0.05, 1))
+@settings(max_examples=15)
+def test_a_family_changes_only_what_its_mask_says(family, seed, strength):
+    before = CROP.copy()
+    after, mask = falsify(family, seed, strength)
+    assert np.array_equal(CROP, before), "the given picture was written to"
+    assert np.array_equal(after[mask == 0], CROP[mask == 0])
+    assert (after != CROP).any()
+    assert (mask.dtype, mask.shape, after.dtype) == (np.uint8, CROP.shape[:2], np.uint8)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_zero_strength_changes_nothing_and_a_seed_gives_the_same_bytes(family):
+    after, mask = falsify(family, strength=0)
+    assert np.array_equal(after, CROP)
+    assert not mask.any()
+    once, again, other = (falsify(family, seed) for seed in (5, 5, 6))
+    assert all(a.tobytes() == b.tobytes() for a, b in zip(once, again, strict=True))
+    assert once[0].tobytes() != other[0].tobytes()
+    for strength in (-0.1, 1.1):
+        with pytest.raises(ValueError, match="strength runs from 0 to 1"):
+            falsify(family, strength=strength)
+
+
+NO_FACES = {
+    "coincide": np.full((5, 2), 40.0),
+    "two coincide": np.array([[50.0, 60], [50, 60], [55, 75], [45, 90], [60, 90]]),
+    "on a line": np.array([[50.0, 50], [60, 60], [70, 70], [80, 80], [90, 90]]),
+    "outside": FACE_IN_CROP + np.array([0, 200]),
+    "five finite": FACE_IN_CROP * np.nan,
+}
+
+
+@pytest.mark.parametrize("why", NO_FACES)
+@pytest.mark.parametrize("family", FAMILIES)
+def test_landmarks_of_no_face_are_a_clear_error(family, why):
+    with pytest.raises(m.NotAFace, match=why):
+        FAMILIES[family](CROP, NO_FACES[why], np.random.default_rng(0), 1.0)
+
+
+def test_four_landmarks_are_no_face():
+    with pytest.raises(m.NotAFace, match="five finite"):
+        m.hull_mask(FACE_IN_CROP[:4], 330, 230)
+
+
+@pytest.mark.parametrize("kind", m.VISUAL_KINDS)
+def test_each_visual_defect_is_one(kind):
+    after, mask = m.visual_defect(CROP, FACE_IN_CROP, np.random.default_rng(0), 1.0, kind)
+    inside = mask == 255
+    if kind == "colour":
+        assert np.abs(after[inside].mean(axis=0) - CROP[inside].mean(axis=0)).min() > 10
+    else:
+        assert np.abs(high_pass(after)[inside]).mean() < 0.5 * np.abs(high_pass(CROP)[inside]).mean()
+    with pytest.raises(ValueError, match="unknown kind 'nose'"):
+        m.visual_defect(CROP, FACE_IN_CROP, np.random.default_rng(0), 1.0, "nose")
+
+
+def test_the_inner_face_has_other_blocks_than_its_surroundings():
+    """The whole crop is a JPEG, so its grid shows at phase 7; what was pasted in has one of its own."""
+    crop = recompress(CROP, 50)
+    after, mask = m.encoding_difference(crop, FACE_IN_CROP, np.random.default_rng(2))
+    outside, inside = block_grid(after, mask == 0), block_grid(after, mask == 255)
+    assert outside.argmax(axis=1).tolist() == [7, 7]
+    down, right = np.random.default_rng(2).integers(1, 8, 2)
+    assert inside.argmax(axis=1).tolist() == [(7 - down) % 8, (7 - right) % 8]
+
+
+def test_warping_takes_more_detail_the_stronger_it_is():
+    def detail(strength):
+        after, mask = falsify("warping", strength=strength)
+        return np.abs(high_pass(after)[mask == 255]).mean()
+
+    assert np.abs(high_pass(CROP)).mean() > detail(0.1) > detail(0.5) > detail(1.0)
+
+
+@given(seed=st.integers(0, 10**6), feather=st.floats(0.02, 0.2))
+@settings(max_examples=20)
+def test_the_boundary_is_where_old_and_new_meet(seed, feather):
+    rng = np.random.default_rng(seed)
+    weights = m.hull_mask(FACE_IN_CROP, 330, 230, feather=feather, deform=0.1, rng=rng)
+    _, mask = m.blend(CROP, CROP, weights)
+    seam = m.boundary_map(mask)
+    assert seam.dtype == np.float32
+    assert not seam[mask == 0].any()
+    assert not seam[mask == 255].any()
+    assert seam.max() == pytest.approx(1, abs=0.1)
+    half = np.abs(mask.astype(int) - 128) < 40
+    assert seam[half].min() > seam[~half].max() - 1e-6  # the nearer to half and half, the larger
+    middle = FACE_IN_CROP.mean(axis=0).round().astype(int)
+    assert seam[middle[1], middle[0]] == 0
+
+
+def test_the_hull_turns_and_grows_with_the_face():
+    upright = m.hull_mask(COLLINS, 512, 512, feather=0).sum()
+    turn = 1.5 * np.array([[0, -1], [1, 0]])
+    turned = (COLLINS - COLLINS.mean(axis=0)) @ turn.T + 256
+    assert m.hull_mask(turned, 512, 512, feather=0).sum() == pytest.approx(upright * 1.5**2, rel=0.03)
+
+
+def test_a_blended_face_is_the_donors_where_the_mask_is_full():
+    after, mask = falsify("blending")
+    warped = m.fit_to(portrait("collins"), COLLINS, FACE_IN_CROP, *CROP.shape[:2])
+    inside, difference = mask == 255, np.abs(after.astype(int) - CROP)
+    correlation = np.corrcoef(after[inside].mean(axis=1), warped[inside].mean(axis=1))[0, 1]
+    assert correlation > 0.95 > np.corrcoef(after[inside].mean(axis=1), CROP[inside].mean(axis=1))[0, 1]
+    weak, _ = falsify("blending", strength=0.2)
+    assert np.abs(weak.astype(int) - CROP)[inside].mean() < 0.3 * difference[inside].mean()
+
+
+def test_self_blending_stays_close_to_the_face():
+    changes = [np.abs(falsify("self_blend", seed)[0].astype(int) - CROP).mean() for seed in range(30)]
+    assert 0.2 < np.median(changes) < 15

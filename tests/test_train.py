@@ -117,7 +117,19 @@ def test_single_crops_train_as_the_slides_say(small_work):
     assert len(train(small_work, config, "slides").losses) == 6
 
 
+def test_self_blending_trains_and_needs_its_own_name(small_work):
+    """Pairs without one given fake, single crops with the blackouts of the hard set."""
+    assert len(train(small_work, replace(SHORT, self_blend=1.0), "blended").losses) == 6
+    hard = replace(SHORT, paired=False, augmentation="hard", self_blend=0.5)
+    assert len(train(small_work, hard, "blended_hard").losses) == 6
+    with pytest.raises(ValueError, match="other settings"):
+        train(small_work, SHORT, "blended")
+
+
 def test_wrong_settings_name_the_choices():
+    for wrong in (1.5, -0.1, 1.0):
+        with pytest.raises(ValueError, match="self_blend is a probability"):
+            TrainConfig(self_blend=wrong)
     with pytest.raises(ValueError, match="optimizer must be one of sgd, adamw"):
         TrainConfig(optimizer="adam")
 
