@@ -60,15 +60,19 @@ def draw_pairs(pairs: pd.DataFrame, n_pairs: int, seed: int) -> pd.DataFrame:
     return pairs.sample(n=n_pairs, replace=True, weights=weights, random_state=seed)
 
 
-def read_landmarks(work: WorkFolder, original_id: str) -> dict[str, np.ndarray]:
-    """The landmarks of an original's family: name of the crop → (5, 2) float32, in pixels of the crop."""
+def read_places(work: WorkFolder, original_id: str) -> dict[str, tuple[np.ndarray, np.ndarray]]:
+    """Where the face lies in the crops of an original's family: name of the crop → (box (4,), landmarks (5, 2)).
+
+    Both float32, in pixels of the crop.
+    """
     stored, margin = json.loads(work.boxes(original_id).read_text()), work.read_source()["margin"]
-    return {
-        face_file(frame["frame_idx"], face_idx): np.float32(points)
-        - add_margin(box, margin, stored["width"], stored["height"])[:2]
-        for frame in stored["frames"]
-        for face_idx, box, points in zip(frame["face_idx"], frame["boxes"], frame["landmarks"], strict=True)
-    }
+    places = {}
+    for frame in stored["frames"]:
+        for face_idx, box, points in zip(frame["face_idx"], frame["boxes"], frame["landmarks"], strict=True):
+            corner = np.float32(add_margin(box, margin, stored["width"], stored["height"])[:2])
+            name = face_file(frame["frame_idx"], face_idx)
+            places[name] = (np.float32(box) - np.tile(corner, 2), np.float32(points) - corner)
+    return places
 
 
 def check_files(rows: pd.DataFrame, work: WorkFolder) -> None:
@@ -112,7 +116,7 @@ class CropReader:
         self.work, self.size, self.keep = work, size, keep
         self._kept: dict[tuple, np.ndarray] = {}
         self._scale: dict[tuple, float] = {}  # of the kept crops, against those on disk
-        self._landmarks: dict[str, dict[str, np.ndarray]] = {}
+        self._places: dict[str, dict[str, tuple[np.ndarray, np.ndarray]]] = {}
 
     def __call__(self, video_id: str, frame_idx: int, face_idx: int) -> np.ndarray:
         """Return a crop (H, W, 3) uint8 RGB."""
@@ -133,9 +137,9 @@ class CropReader:
 
     def landmarks(self, original_id: str, frame_idx: int, face_idx: int) -> np.ndarray:
         """Return the landmarks (5, 2) in pixels of the crop as it lies on disk."""
-        if original_id not in self._landmarks:
-            self._landmarks[original_id] = read_landmarks(self.work, original_id)
-        return self._landmarks[original_id][face_file(frame_idx, face_idx)]
+        if original_id not in self._places:
+            self._places[original_id] = read_places(self.work, original_id)
+        return self._places[original_id][face_file(frame_idx, face_idx)][1]
 
     def blend_with_itself(
         self, real_id: str, frame_idx: int, face_idx: int, rng: np.random.Generator

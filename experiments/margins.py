@@ -14,6 +14,7 @@ real ones, and its difference to the AUC at 20 %; 95 % intervals by bootstrap ov
 
 import argparse
 import os
+import shutil
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -24,7 +25,7 @@ import pandas as pd
 
 from benchmarks.measure import stamp
 from dfdc_lib.config import DEMO_TRAINING, PreprocessConfig
-from dfdc_lib.dataset import read_folds, read_landmarks
+from dfdc_lib.dataset import read_folds, read_places
 from dfdc_lib.forensics import recompress
 from dfdc_lib.geometry import add_margin, crop_box
 from dfdc_lib.manipulate import (
@@ -57,23 +58,20 @@ class Face(NamedTuple):
 
     row: pd.Series  # its line in folds.csv
     picture: np.ndarray
-    box: tuple[int, int, int, int]
+    box: np.ndarray  # (4,)
     landmarks: np.ndarray
 
 
-def read_faces(data: Path, work: WorkFolder) -> list[Face]:
+def read_faces(data: Path, work: WorkFolder, originals: int) -> list[Face]:
     """The first person of each original at every 12th frame, where the whole face is in the picture."""
-    preprocess(data, work, WIDE, workers=os.cpu_count() or 1)
+    preprocess(data, work, WIDE, os.cpu_count() or 1, originals, stages=("detect", "crop", "folds"))
     rows, faces = read_folds(work), []
     rows = rows[(rows.label == 0) & (rows.face_idx == 0)]
     for original_id, crops in rows.groupby("original_id"):
-        landmarks, stored = read_landmarks(work, original_id), work.read_faces(original_id)
+        places = read_places(work, original_id)
         for _, row in crops.iterrows():
             name = face_file(row.frame_idx, row.face_idx)
-            picture = read_png(work.crops(original_id) / name)
-            box = np.array(stored[name][1])
-            left, top, *_ = add_margin(box, WIDE.margin, 10**5, 10**5)
-            face = Face(row, picture, tuple(box - [left, top, left, top]), landmarks[name])
+            face = Face(row, read_png(work.crops(original_id) / name), *places[name])
             faces += [face] if is_whole(face) else []
     return faces
 
@@ -117,10 +115,9 @@ def make_pictures(faces: list[Face]) -> Iterator[tuple[Face, str, np.ndarray]]:
             yield face, family, recompress(falsify(face, family, faces, rng), quality)
 
 
-def cut_crops(pictures: list[tuple[Face, str, np.ndarray]], margin: float, work: WorkFolder) -> None:
-    """Write the crops of one margin, and what training reads beside them. Kept where they are."""
-    if work.folds.exists():
-        return
+def cut_crops(pictures: list[tuple[Face, str, np.ndarray]], margin: float, work: WorkFolder, trained_on: str) -> None:
+    """Write the crops of one margin, and what training reads beside them."""
+    shutil.rmtree(work.root / "crops", ignore_errors=True)
     lines = []
     for face, family, picture in pictures:
         height, width = picture.shape[:2]
@@ -129,7 +126,7 @@ def cut_crops(pictures: list[tuple[Face, str, np.ndarray]], margin: float, work:
         path.parent.mkdir(parents=True, exist_ok=True)
         write_png(path, crop_box(picture, add_margin(face.box, margin, width, height)))
         lines.append(face.row.to_dict() | {"video_id": video_id, "label": int(family != "real")})
-    write_json(work.source, {"trained_on": "sample", "margin": margin})
+    write_json(work.source, {"trained_on": trained_on, "margin": margin})
     pd.DataFrame(lines)[FOLD_COLUMNS].to_csv(work.folds, index=False)
 
 
@@ -141,7 +138,7 @@ def input_size(arm: str, margin: float) -> int:
 def train_one(work: WorkFolder, size: int, fold: int, steps: int) -> pd.DataFrame:
     """Train a detector of all families on the other parts; the held-out crops with their p_fake."""
     settings = replace(DEMO_TRAINING, size=size, fold=fold, seed=fold, steps=steps, epoch_steps=steps)
-    crops = train(work, settings, f"size_{size}_{fold}").require_finished().held_out
+    crops = train(work, settings, f"size_{size}_{fold}", overwrite=True).require_finished().held_out
     return crops.assign(family=crops.video_id.str.partition("-")[2].replace("", "real"))
 
 
@@ -178,6 +175,7 @@ def main() -> None:
     """Train everything, or go on; write the table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", type=Path, default=Path("data/audit"))
+    parser.add_argument("--originals", type=int, default=0, help="take only so many, evenly over the parts")
     parser.add_argument("--margins", type=float, nargs="+", default=MARGINS)
     parser.add_argument("--folds", type=int, help="take only so many parts in turn; default: what each arm takes")
     parser.add_argument("--arms", nargs="+", choices=ARMS, default=list(ARMS))
@@ -186,11 +184,11 @@ def main() -> None:
     args = parser.parse_args()
     data = make_sample(args.data, seed=UNTUNED_SEED, workers=os.cpu_count() or 1) if args.out == TABLE else args.data
     home = WorkFolder.beside(data).root
-    faces = read_faces(data, WorkFolder(home.with_name(f"{home.name}-wide")))
-    pictures, lines = list(make_pictures(faces)), []
+    wide = WorkFolder(home.with_name(f"{home.name}-wide"))
+    pictures, lines = list(make_pictures(read_faces(data, wide, args.originals))), []
     works = {margin: WorkFolder(home.with_name(f"{home.name}-families-{margin}")) for margin in args.margins}
     for margin, work in works.items():
-        cut_crops(pictures, margin, work)
+        cut_crops(pictures, margin, work, wide.read_source()["trained_on"])
     for arm in args.arms:
         views = {}
         for margin, work in works.items():

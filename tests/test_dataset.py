@@ -96,12 +96,13 @@ def test_landmarks_lie_on_the_face_of_their_crop(rows, small_work):
     from dfdc_lib.paths import read_png
 
     original_id = rows.original_id.iloc[0]
-    landmarks = d.read_landmarks(small_work, original_id)
-    assert list(landmarks) == small_work.crop_names(original_id)
-    for name, points in landmarks.items():
+    places = d.read_places(small_work, original_id)
+    assert list(places) == small_work.crop_names(original_id)
+    for name, (box, points) in places.items():
         crop = read_png(small_work.crops(original_id) / name)
         found = FaceDetector((0.6, 0.6, 0.6)).detect_resized([crop])[0]
         assert np.abs(found.landmarks[0] - points).max() < 0.1 * crop.shape[1]
+        assert np.abs(found.boxes[0] - box).max() < 0.15 * crop.shape[1]
 
 
 def read_pairs(small_work, rows, self_blend, keep=False, seed=7):
