@@ -1,6 +1,6 @@
 """A training step against a plain upstream-style loop, B3 to B7, and the loader against the model's appetite.
 
-    python -m benchmarks.train_step [--encoders b3,b5] [--batch 16] [--repetitions 3]
+    python -m benchmarks.train_step [--encoders b3,b5] [--batch 16] [--repetitions 3] [--loader-only]
 
 The peer: the same network and optimizer in the default memory layout (NCHW), fp16 autocast on a GPU and fp32 on a CPU,
 the loss read after each step. Ours: `train.Trainer.take_step`, channels last; on a CPU once in fp32 and once in bf16.
@@ -121,17 +121,20 @@ def main() -> None:
     parser.add_argument("--encoders", default="b3,b4,b5,b6,b7")
     parser.add_argument("--batch", type=int, help="default: the slides' on a GPU, 2 on a CPU")
     parser.add_argument("--repetitions", type=int, default=3)
+    parser.add_argument("--loader-only", action="store_true", help="keep the steps' table of an earlier run")
     args = parser.parse_args()
     cuda, lines = torch.cuda.is_available(), []
     with tempfile.TemporaryDirectory() as folder:
-        for encoder in args.encoders.split(","):
+        for encoder in [] if args.loader_only else args.encoders.split(","):
             batch = args.batch or (ENCODERS[encoder].batch if cuda else 2)
             lines += time_steps(encoder, batch, args.repetitions, Path(folder))
             if cuda:
                 lines[-1]["peak_gb"] = peak_memory(encoder, batch, "bf16", Path(folder))
         loader = time_loader(args.repetitions, Path(folder))
-    table = pd.DataFrame(lines).assign(**stamp("timm", "accelerate"))
-    table.to_csv(HERE / "train_step.csv", index=False, float_format="%.4g")
+    if lines:
+        table = pd.DataFrame(lines).assign(**stamp("timm", "accelerate"))
+        table.to_csv(HERE / "train_step.csv", index=False, float_format="%.4g")
+    table = pd.read_csv(HERE / "train_step.csv")
     appetite = table.assign(
         model_pictures_per_s=table.batch / table.ours_s,
         loader_pictures_per_s_and_core=[
@@ -139,7 +142,7 @@ def main() -> None:
         ],
     )
     columns = ["encoder", "ours", "model_pictures_per_s", "loader_pictures_per_s_and_core", "machine", "date"]
-    appetite[columns].assign(**loader).to_csv(HERE / "loader.csv", index=False, float_format="%.4g")
+    appetite[columns].assign(**loader, loader_date=stamp()["date"]).to_csv(HERE / "loader.csv", index=False, float_format="%.4g")
 
 
 if __name__ == "__main__":
