@@ -142,7 +142,8 @@ def main() -> None:
         ],
     )
     columns = ["encoder", "ours", "model_pictures_per_s", "loader_pictures_per_s_and_core", "machine", "date"]
-    appetite[columns].assign(**loader, loader_date=stamp()["date"]).to_csv(HERE / "loader.csv", index=False, float_format="%.4g")
+    loader |= {f"loader_{name}": stamp()[name] for name in ("machine", "date")}  # the steps may be of another day
+    appetite[columns].assign(**loader).to_csv(HERE / "loader.csv", index=False, float_format="%.4g")
 
 
 if __name__ == "__main__":

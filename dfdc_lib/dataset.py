@@ -63,13 +63,16 @@ def draw_pairs(pairs: pd.DataFrame, n_pairs: int, seed: int) -> pd.DataFrame:
 def read_places(work: WorkFolder, original_id: str) -> dict[str, tuple[np.ndarray, np.ndarray]]:
     """Where the face lies in the crops of an original's family: name of the crop → (box (4,), landmarks (5, 2)).
 
-    Both float32, in pixels of the crop.
+    Both float32, in pixels of the crop. A box outside the frame has no crop, and no place.
     """
     stored, margin = json.loads(work.boxes(original_id).read_text()), work.read_source()["margin"]
     places = {}
     for frame in stored["frames"]:
         for face_idx, box, points in zip(frame["face_idx"], frame["boxes"], frame["landmarks"], strict=True):
-            corner = np.float32(add_margin(box, margin, stored["width"], stored["height"])[:2])
+            try:
+                corner = np.float32(add_margin(box, margin, stored["width"], stored["height"])[:2])
+            except ValueError:
+                continue
             name = face_file(frame["frame_idx"], face_idx)
             places[name] = (np.float32(box) - np.tile(corner, 2), np.float32(points) - corner)
     return places
@@ -142,12 +145,11 @@ class CropReader:
         return self._places[original_id][face_file(frame_idx, face_idx)][1]
 
     def blend_with_itself(
-        self, real_id: str, frame_idx: int, face_idx: int, rng: np.random.Generator
+        self, crop: np.ndarray, key: tuple[str, int, int], rng: np.random.Generator
     ) -> tuple[np.ndarray, np.ndarray] | None:
-        """Make a real crop its own fake: (picture, mask). None where its landmarks show no whole face."""
-        crop, landmarks = self(real_id, frame_idx, face_idx), self.landmarks(real_id, frame_idx, face_idx)
+        """Make a real crop, as read with `key`, its own fake: (picture, mask). None where the face is not whole."""
         try:
-            return self_blend(crop, landmarks * self._scale.get((real_id, frame_idx, face_idx), 1), rng)
+            return self_blend(crop, self.landmarks(*key) * self._scale.get(key, 1), rng)
         except NotAFace:  # it leaves the frame: the crop stays what it is
             return None
 
@@ -173,16 +175,17 @@ class CropDataset(Dataset):
     def __getitem__(self, index: int) -> tuple[torch.Tensor, torch.Tensor] | None:
         *key, label, original_id = self.rows[index]
         try:
-            given, mask, rng = {"image": self.reader(*key)}, None, _blending_stream(self.seed, index)
-            if label == 0 and rng.random() < self.self_blend and (own := self.reader.blend_with_itself(*key, rng)):
-                (given["image"], mask), label = own, 1
-            if self.hard:
-                mask = self.reader.mask(*key) if mask is None else mask
-                empty = np.zeros(given["image"].shape[:2], np.uint8)
-                landmarks = self.reader.landmarks(original_id, *key[1:])
-                given |= {"mask": empty if mask is None else mask, "landmarks": landmarks, "label": label}
+            crop, mask = self.reader(*key), self.reader.mask(*key) if self.hard else None
         except ValueError:  # the file is there and can't be read: counted by `collate`
             return None
+        rng = _blending_stream(self.seed, index)
+        if label == 0 and rng.random() < self.self_blend:
+            own = self.reader.blend_with_itself(crop, tuple(key), rng)
+            (crop, mask), label = (own, 1) if own else ((crop, mask), 0)
+        given = {"image": crop}
+        if self.hard:
+            mask = np.zeros(crop.shape[:2], np.uint8) if mask is None else mask
+            given |= {"mask": mask, "landmarks": self.reader.landmarks(original_id, *key[1:]), "label": label}
         if self.seed is not None:
             self.transform.set_random_seed(stream_seed(self.seed, index))
         return self.transform(**given)["image"], torch.tensor(float(label))
@@ -193,7 +196,8 @@ class PairDataset(Dataset):
 
     All that the two share (who, where, light, camera, augmentation) can then not lower the loss: only the
     manipulation can. Ours, for small data; the slides draw single crops. None where one of the two is broken.
-    self_blend: how often the fake is the real crop blended with itself instead.
+    self_blend: how often the fake is the real crop blended with itself instead; where its face is not whole, the given
+    fake stays.
     """
 
     def __init__(
@@ -209,11 +213,12 @@ class PairDataset(Dataset):
         real_id, fake_id, *place = self.rows[index]
         try:
             given = {"image": self.reader(real_id, *place), "fake": self.reader(fake_id, *place)}
-            rng = _blending_stream(self.seed, index)
-            if rng.random() < self.self_blend and (own := self.reader.blend_with_itself(real_id, *place, rng)):
-                given["fake"], _ = own
         except ValueError:
             return None
+        rng = _blending_stream(self.seed, index)
+        if rng.random() < self.self_blend:
+            own = self.reader.blend_with_itself(given["image"], (real_id, *place), rng)
+            given["fake"] = own[0] if own else given["fake"]
         if self.seed is not None:
             self.transform.set_random_seed(stream_seed(self.seed, index))
         both = self.transform(**given)

@@ -2,7 +2,7 @@
 
 Pictures are (H, W, 3) uint8 RGB. Landmarks are (5, 2) in pixels: left eye, right eye, nose, left and right mouth
 corner. Each manipulation returns the new picture and its mask (H, W) uint8: 0 where the picture is bit-identical to
-what came in, 255 where it was replaced altogether.
+what came in, 255 where the new was laid on in full (it may be translucent: the mask says where, not how much).
 
 First come the parts: masks, colour, detail, blending. Then what makes the sample's fakes (`replace_region`). Last the
 four families of artifacts that the slides name, each made alone on one crop, and self-blended images; there `strength`
@@ -66,6 +66,8 @@ def hull_mask(
     1912.13458), which takes the hull of 68 landmarks; five landmarks carry an average outline instead.
     """
     frame = face_frame(landmarks, height, width)
+    if deform and rng is None:
+        raise ValueError("to deform an outline at random takes rng, a numpy Generator")
     if deform:
         outline = outline + deform * rng.uniform(-1, 1, outline.shape)
     points = cv2.convexHull(np.round(16 * move_points(outline, frame)).astype(np.int32))  # in sixteenths of a pixel
@@ -277,24 +279,25 @@ def encoding_difference(
 def warping_artifact(
     picture: np.ndarray, landmarks: np.ndarray, rng: np.random.Generator, strength: float = 1.0
 ) -> tuple[np.ndarray, np.ndarray]:
-    """A face that was aligned to a small upright square, blurred, and warped back: its resolution does not fit.
+    """A face that was aligned to a small upright square and warped back: its resolution does not fit.
 
     After arXiv 1811.00656: a generator makes faces of one fixed size, and whatever is pasted has been warped. The
-    square's side is a share of the face's own: from all of it (weak) down to about a quarter (strong). The region is
+    square's side is a share of the face's own: from all of it (weak) down to about a quarter (strong). Below a strength
+    of 0.25 the old face shines through, because resampling alone, however fine, takes most of the grain. The region is
     the whole face or its inner part, drawn; the paper draws it too.
     """
     _check_strength(strength)
     height, width = picture.shape[:2]
     outline = (OUTLINE, INNER)[rng.integers(2)]
     weights = hull_mask(landmarks, height, width, outline, feather=0.08, deform=0.05, rng=rng)
-    frame = face_frame(landmarks, height, width)
     detail = 1 - 0.8 * strength * rng.uniform(0.8, 1)
-    unit = max(float(np.hypot(*frame[:, 1])) * detail, 1)  # eyes to mouth in the square, pixels
-    side = round(3 * unit)
-    upright = FACE * unit + (1.5 * unit, unit)
-    aligned = cv2.GaussianBlur(fit_to(picture, landmarks, upright, side, side), (0, 0), 0.3 + 0.7 * strength)
-    altered = fit_to(aligned, upright, landmarks, height, width)
-    return _lay(picture, altered, weights, strength)
+    unit = max(eyes_to_mouth(landmarks) * detail, 1)  # eyes to mouth in the square, pixels
+    align = affine_between(landmarks, FACE * unit + (1.5 * unit, unit))
+    soft = cv2.GaussianBlur(picture, (0, 0), 0.5 / detail)  # else shrinking would alias
+    aligned = cv2.warpAffine(soft, align, (round(3 * unit),) * 2, borderMode=cv2.BORDER_REFLECT_101)
+    back = cv2.invertAffineTransform(align)
+    altered = cv2.warpAffine(aligned, back, (width, height), borderMode=cv2.BORDER_REFLECT_101)
+    return _lay(picture, altered, weights, strength, opacity=min(1, 4 * strength))
 
 
 def blending_artifact(
@@ -304,15 +307,17 @@ def blending_artifact(
     """Blend another real face in: nothing is wrong inside it, only the seam gives it away.
 
     After Face X-ray (arXiv 1912.13458): the donor is fitted to the landmarks, its colours are matched, the hull is
-    deformed at random and feathered. `boundary_map` of the mask is the seam. strength: the donor's opacity.
+    deformed at random and feathered. `boundary_map` of the mask is the seam. strength: how much the seam shows, from a
+    wide one with matched colours to a narrow one between two colours. (0 still changes nothing.)
     """
     _check_strength(strength)
+    face_frame(donor_landmarks, *donor.shape[:2])
     height, width = picture.shape[:2]
-    weights = hull_mask(
-        landmarks, height, width, feather=rng.uniform(0.03, 0.12), deform=rng.uniform(0.05, 0.2), rng=rng
-    )
+    feather, deform = 0.2 - 0.17 * strength, rng.uniform(0.05, 0.2)
+    weights = hull_mask(landmarks, height, width, feather=feather, deform=deform, rng=rng)
     warped = fit_to(donor, donor_landmarks, landmarks, height, width)
-    return _lay(picture, transfer_colour(warped, picture, weights > 0.5), weights, strength, opacity=strength)
+    warped = transfer_colour(warped, picture, weights > 0.5, 1 - 0.5 * strength)
+    return _lay(picture, warped, weights, strength)
 
 
 SELF_BLEND_OPACITIES = (0.25, 0.5, 0.75, 1.0, 1.0, 1.0)

@@ -327,12 +327,17 @@ class Trainer:
         }
         save_checkpoint(self.folder / name, self.plain, None if weights_only else training)
 
+    def _is_same(self, made_from: dict) -> bool:
+        """Was a run made from what this one is? A setting that did not exist then had what is now its default."""
+        settings = asdict(TrainConfig()) | made_from["settings"]
+        return made_from | {"settings": settings} == self.made_from
+
     def load(self, overwrite: bool) -> None:
         """Go on from last.pt, if there is one of the same settings and data."""
         path = self.folder / "last.pt"
         stored = torch.load(path, map_location="cpu", weights_only=True) if path.exists() else {}
         training = stored.get("training")
-        if training is None or training["made_from"] != self.made_from:
+        if training is None or not self._is_same(training["made_from"]):
             if stored and not overwrite:
                 raise ValueError(
                     f"{self.folder} holds a run with other settings or data, or of another number of processes: "

@@ -6,7 +6,8 @@ A sample on which nothing was tuned, three methods of making a fake. The demo's 
 and judged on held-out videos of the third; with and without self-blending (`dfdc train --self-blend`). Beside that:
 trained on all three, and on self-blended pictures alone, without any fake. Each seed holds out another part. One line
 an arm, method and seed, over the held-out videos of that method against all held-out real ones; then one line of all
-seeds together, and how far it is from the arm "left out". 95 % intervals by bootstrap over originals.
+seeds together (the mean of their AUC), and how far it is from the arm "left out"; 95 % intervals by bootstrap over
+originals. The steps are the same in all arms: what one arm adds, another kind of fake gives up.
 """
 
 import argparse
@@ -15,17 +16,17 @@ import shutil
 from dataclasses import replace
 from pathlib import Path
 
-import numpy as np
 import pandas as pd
 
 from benchmarks.measure import stamp
 from dfdc_lib.config import DEMO_TRAINING
 from dfdc_lib.dataset import read_folds
-from dfdc_lib.metrics import auc, bootstrap_interval, log_loss
+from dfdc_lib.metrics import auc, log_loss
 from dfdc_lib.paths import WorkFolder
 from dfdc_lib.preprocess import preprocess
 from dfdc_lib.sample import make_sample, read_methods
 from dfdc_lib.train import score_videos, train
+from experiments.intervals import compare_auc
 from experiments.sample_audit import UNTUNED_SEED
 
 TABLE = Path(__file__).with_suffix(".csv")
@@ -55,13 +56,13 @@ def without_method(work: WorkFolder, methods: pd.Series, method: str, fold: int)
     return without
 
 
-def judge(name: str, work: WorkFolder, seed: int, self_blend: float, steps: int) -> pd.DataFrame:
+def judge(name: str, work: WorkFolder, seed: int, self_blend: float) -> pd.DataFrame:
     """Train one detector; its held-out videos with their p_fake."""
-    config = replace(DEMO_TRAINING, fold=seed, seed=seed, self_blend=self_blend, steps=steps)
+    config = replace(DEMO_TRAINING, fold=seed, seed=seed, self_blend=self_blend)
     return score_videos(train(work, config, name).require_finished().held_out).assign(seed=seed)
 
 
-def run_arm(work: WorkFolder, methods: pd.Series, arm: str, seed: int, steps: int) -> pd.DataFrame:
+def run_arm(work: WorkFolder, methods: pd.Series, arm: str, seed: int) -> pd.DataFrame:
     """The held-out videos of one arm and seed, once for each judged method: real, and fake by that method."""
     leaves_out, share = ARMS[arm]
     tables = []
@@ -70,50 +71,45 @@ def run_arm(work: WorkFolder, methods: pd.Series, arm: str, seed: int, steps: in
             folder, name = without_method(work, methods, method, seed), f"blend_{share}_{seed}"
         else:
             folder, name = work, f"leave_none_out_blend_{share}_{seed}"
-        videos = judge(name, folder, seed, share, steps)  # a finished run is only read again
+        videos = judge(name, folder, seed, share)  # a finished run is only read again
         judged = videos[videos.video_id.map(methods).fillna("real").isin(["real", method])]
         tables.append(judged.assign(arm=arm, method=method))
         print(f"{arm}, seed {seed}, {method}: AUC {auc(judged.label, judged.p_fake):.3f}", flush=True)
     return pd.concat(tables)
 
 
-def summarise(arm: str, method: str, seed: str, videos: pd.DataFrame) -> dict:
-    """One line of the table."""
-    low, high = bootstrap_interval(auc, videos.label, videos.p_fake, videos.original_id)
-    line = {"arm": arm, "method": method, "seed": seed, "auc": auc(videos.label, videos.p_fake)}
-    line |= {"auc_low": low, "auc_high": high, "log_loss": log_loss(videos.label, videos.p_fake)}
-    return line | {"originals": videos.original_id.nunique(), "fakes": int((videos.label == 1).sum())}
-
-
-def compare(videos: pd.DataFrame, arm: str, other: str) -> dict:
-    """AUC of an arm less that of another one on the same videos, with its interval over originals."""
+def summarise(videos: pd.DataFrame, arm: str, method: str) -> list[dict]:
+    """Lines of the table: each seed, then all, and how far these are from the arm "left out"."""
     key = ["seed", "video_id", "label", "original_id"]
-    both = videos[videos.arm == arm].merge(videos[videos.arm == other], on=key)
-
-    def gain(labels: np.ndarray, p_fake: np.ndarray) -> float:
-        return auc(labels, p_fake[:, 0]) - auc(labels, p_fake[:, 1])
-
-    p_fake = both[["p_fake_x", "p_fake_y"]].to_numpy()
-    low, high = bootstrap_interval(gain, both.label, p_fake, both.original_id)
-    return {"against_left_out": gain(both.label, p_fake), "against_low": low, "against_high": high}
+    here = videos[videos.method == method]
+    both = here[here.arm == arm].merge(here[here.arm == "left out"], on=key, suffixes=("", "_left_out"))
+    lines = []
+    for seed, rows in [*both.groupby("seed"), ("all", both)]:
+        found = compare_auc(rows, "p_fake")
+        line = {"arm": arm, "method": method, "seed": seed, "auc": found["value"]}
+        line |= {"auc_low": found["low"], "auc_high": found["high"], "log_loss": log_loss(rows.label, rows.p_fake)}
+        lines.append(line | {"originals": rows.original_id.nunique(), "fakes": int(rows.label.sum())})
+    if arm != "left out":
+        gained = compare_auc(both, "p_fake", "p_fake_left_out")
+        lines[-1] |= {f"against_{name}": value for name, value in gained.items()}
+    return lines
 
 
 def main() -> None:
     """Train everything, or go on; write the table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", type=Path, default=Path("data/audit"))
-    parser.add_argument("--steps", type=int, default=DEMO_TRAINING.steps)
     args = parser.parse_args()
     data = make_sample(args.data, seed=UNTUNED_SEED, workers=os.cpu_count() or 1)
     work, methods = WorkFolder.beside(data), pd.Series(read_methods(data))
     preprocess(data, work, workers=os.cpu_count() or 1)
-    tables = [run_arm(work, methods, arm, seed, args.steps) for arm in ARMS for seed in range(SEEDS)]
+    tables = [run_arm(work, methods, arm, seed) for arm in ARMS for seed in range(SEEDS)]
     videos, lines = pd.concat(tables), []
-    for (arm, method), of_all in videos.groupby(["arm", "method"], sort=False):
-        lines += [summarise(arm, method, str(seed), of_one) for seed, of_one in of_all.groupby("seed")]
-        gained = compare(videos[videos.method == method], arm, "left out")
-        lines.append(summarise(arm, method, "all", of_all) | gained)
-    pd.DataFrame(lines).assign(steps=args.steps, **stamp("timm")).to_csv(TABLE, index=False, float_format="%.3f")
+    for arm in ARMS:
+        for method in METHODS:
+            lines += summarise(videos, arm, method)
+    table = pd.DataFrame(lines).assign(steps=DEMO_TRAINING.steps, **stamp("timm"))
+    table.to_csv(TABLE, index=False, float_format="%.3f")
 
 
 if __name__ == "__main__":

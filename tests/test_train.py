@@ -126,6 +126,16 @@ def test_self_blending_trains_and_needs_its_own_name(small_work):
         train(small_work, SHORT, "blended")
 
 
+def test_a_run_from_before_a_setting_existed_goes_on(small_work):
+    run = train(small_work, SHORT, "older")
+    stored = torch.load(run.checkpoint, weights_only=True)
+    del stored["training"]["made_from"]["settings"]["self_blend"]
+    torch.save(stored, run.checkpoint)
+    assert train(small_work, SHORT, "older").losses == run.losses
+    with pytest.raises(ValueError, match="other settings"):
+        train(small_work, replace(SHORT, self_blend=0.5), "older")
+
+
 def test_wrong_settings_name_the_choices():
     for wrong in (1.5, -0.1, 1.0):
         with pytest.raises(ValueError, match="self_blend is a probability"):
