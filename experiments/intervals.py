@@ -27,4 +27,4 @@ def compare_auc(scored: pd.DataFrame, column: str, against: str | None = None) -
     low, high = bootstrap_interval(mean_of_seeds, labels, values, scored.original_id, n_draws=500)
     each = of_seeds(labels, values)
     same = bool((each > 0).all() or (each < 0).all())
-    return {"value": mean_of_seeds(labels, values), "low": low, "high": high, "same_sign": same}
+    return {"value": float(np.nanmean(each)), "low": low, "high": high, "same_sign": same}

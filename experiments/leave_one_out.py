@@ -1,4 +1,4 @@
-"""Does a detector know a method it has not seen? Writes experiments/leave_one_out.csv (about 20 minutes on two cores).
+"""Does a detector know a method it has not seen? Writes experiments/leave_one_out.csv (26 minutes on two cores).
 
     python -m experiments.leave_one_out
 
