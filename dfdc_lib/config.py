@@ -49,7 +49,7 @@ def encoder_preset(name: str) -> EncoderPreset:
 # How much around the face, as the slides, upstream's README and upstream's code have it. The released weights go with
 # the last, "upstream": see geometry.add_margin.
 MARGINS = {"slides": 0.2, "readme": 0.3, "upstream": "upstream"}
-DETECT_METHOD = 1  # raise it when the same settings would give other boxes, landmarks or face_idx
+DETECT_METHOD = 2  # raise it when the same settings would give other boxes, landmarks or face_idx
 STAGES = ("detect", "crop", "masks", "folds")  # of preprocessing, in their order
 
 

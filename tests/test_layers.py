@@ -10,7 +10,7 @@ import pytest
 LIBRARY = Path(__file__).resolve().parent.parent / "dfdc_lib"
 ROWS = [
     ["config", "geometry"],
-    ["paths", "progress", "video", "ssim", "metrics", "aggregate", "plots", "forensics"],
+    ["paths", "progress", "video", "ssim", "metrics", "aggregate", "plots", "forensics", "mtcnn"],
     ["metadata", "faces", "manipulate", "augment"],
     ["sample", "preprocess", "dataset", "model"],
     ["train", "predict"],
