@@ -1,6 +1,7 @@
 """Find faces: MTCNN at the size that the slides' rule asks for, and who is who from frame to frame."""
 
 import os
+from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib.util import find_spec
@@ -108,19 +109,24 @@ class _Person:
         self.box, self.seen_at = box, frame_idx
 
 
-def link_faces(frames: Sequence[Faces], numbers: Sequence[int], patience: int = 10) -> list[np.ndarray]:
-    """Say who is who: for each frame the face_idx (n,) int of its faces, the same number for the same person.
+class FaceLinker:
+    """Says who is who from frame to frame: the same number for the same person.
 
-    numbers: the frame_idx of each frame, rising. Each person is expected where the last movement leads; the pairing
-    of people and faces with the largest total overlap wins (the Hungarian method). So two people who cross keep their
-    numbers, and one who is not found for up to `patience` frames of the list does too. Whom nobody overlaps is
-    somebody new. Only boxes are compared: two who meet behind each other and turn back are taken to have crossed, and
-    after a cut the next person in the same place is taken for the same.
+    Each person is expected where the last movement leads; the pairing of people and faces with the largest total
+    overlap wins (the Hungarian method). So two people who cross keep their numbers, and one who is not found for up
+    to `patience` frames does too. Whom nobody overlaps is somebody new. Only boxes are compared: two who meet behind
+    each other and turn back are taken to have crossed, and after a cut the next person in the same place is taken for
+    the same.
     """
-    people: list[_Person] = []
-    linked = []
-    for position, (faces, frame_idx) in enumerate(zip(frames, numbers, strict=True)):
-        oldest = numbers[max(position - patience - 1, 0)]
+
+    def __init__(self, patience: int = 10):
+        self._people: list[_Person] = []
+        self._recent: deque[int] = deque(maxlen=patience + 1)
+
+    def link(self, faces: Faces, frame_idx: int) -> np.ndarray:
+        """The face_idx (n,) int of the faces of the next frame; frames come in rising order."""
+        people = self._people
+        oldest = self._recent[0] if self._recent else frame_idx
         known = [number for number, person in enumerate(people) if person.seen_at >= oldest]
         face_idx = np.full(len(faces.boxes), -1)
         for face, number in _match(faces.boxes, [people[number] for number in known], frame_idx):
@@ -129,8 +135,14 @@ def link_faces(frames: Sequence[Faces], numbers: Sequence[int], patience: int = 
         for face in np.flatnonzero(face_idx < 0):
             face_idx[face] = len(people)
             people.append(_Person(faces.boxes[face], frame_idx, np.zeros(4)))
-        linked.append(face_idx)
-    return linked
+        self._recent.append(frame_idx)
+        return face_idx
+
+
+def link_faces(frames: Sequence[Faces], numbers: Sequence[int], patience: int = 10) -> list[np.ndarray]:
+    """The face_idx (n,) of the faces of each frame, by a `FaceLinker`. numbers: the frame_idx of each, rising."""
+    linker = FaceLinker(patience)
+    return [linker.link(faces, frame_idx) for faces, frame_idx in zip(frames, numbers, strict=True)]
 
 
 def _match(boxes: np.ndarray, people: list[_Person], frame_idx: int, least: float = 0.1) -> list[tuple[int, int]]:

@@ -19,21 +19,36 @@ def appear_whole(path: Path) -> Iterator[Path]:
 
     Works for files and folders. A failed block leaves what stood there before, and nothing else behind.
     """
+    temporary = hidden_beside(path)
+    try:
+        yield temporary
+        take_place(temporary, path)
+    finally:
+        remove(temporary)
+
+
+def hidden_beside(path: Path) -> Path:
+    """A temporary path beside `path`, where nothing stands; `sweep_leftovers` knows such names."""
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{platform.node()}-{os.getpid()}.part")
-    if temporary.is_dir():  # left by a process of the same number that was killed
-        shutil.rmtree(temporary)
-    try:
-        yield temporary
-        if temporary.is_dir() and path.exists():
-            shutil.rmtree(path)
-        os.replace(temporary, path)
-    finally:
-        if temporary.is_dir():
-            shutil.rmtree(temporary)
-        else:
-            temporary.unlink(missing_ok=True)
+    remove(temporary)  # left by a process of the same number that was killed
+    return temporary
+
+
+def take_place(temporary: Path, path: Path) -> None:
+    """Give what stands at `temporary` the name `path`; a folder that had the name goes."""
+    if temporary.is_dir() and Path(path).exists():
+        shutil.rmtree(path)
+    os.replace(temporary, path)
+
+
+def remove(path: Path) -> None:
+    """Remove a file, or a folder and all that is in it, or nothing."""
+    if path.is_dir():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)
 
 
 def sweep_leftovers(folder: Path) -> None:
@@ -45,7 +60,7 @@ def sweep_leftovers(folder: Path) -> None:
     for path in Path(folder).glob(f".*{mine}*.part"):
         owner = path.name.rsplit(mine, 1)[1].removesuffix(".part")
         if owner.isdecimal() and (int(owner) == os.getpid() or not is_running(int(owner))):
-            shutil.rmtree(path) if path.is_dir() else path.unlink()
+            remove(path)
 
 
 def is_running(pid: int) -> bool:

@@ -163,7 +163,7 @@ def decode_videos(paths: Iterable[Path], n_frames: int) -> Iterator[Frame | End]
         try:
             info, n_decoded = probe(path), 0
             wanted = spread_indices(info.n_frames, n_frames) if info.n_frames else []
-            for frame_idx, picture in iterate_frames(path, wanted):
+            for frame_idx, picture in iterate_frames(path, wanted, info):
                 n_decoded += 1
                 yield Frame(frame_idx, picture)
         except FileNotFoundError:

@@ -12,11 +12,12 @@ import json
 import os
 import shutil
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass, field
 from functools import cache
+from itertools import islice
 from multiprocessing import get_context, parent_process
 from pathlib import Path
 from typing import NamedTuple
@@ -26,16 +27,19 @@ import numpy as np
 import pandas as pd
 
 from dfdc_lib.config import STAGES, PreprocessConfig
-from dfdc_lib.faces import FaceDetector, link_faces
+from dfdc_lib.faces import FaceDetector, FaceLinker
 from dfdc_lib.geometry import add_margin, crop_box, detector_scale
 from dfdc_lib.metadata import assign_folds, describe_folds, read_metadata
 from dfdc_lib.paths import (
     WorkFolder,
     appear_whole,
     face_file,
+    hidden_beside,
     parse_face_file,
     read_png,
+    remove,
     sweep_leftovers,
+    take_place,
     write_json,
     write_png,
 )
@@ -43,6 +47,7 @@ from dfdc_lib.ssim import ssim_difference
 from dfdc_lib.video import VideoError, iterate_frames, probe
 
 FOLD_COLUMNS = ["video_id", "file", "label", "original_id", "frame_idx", "face_idx", "part", "fold"]
+DETECT_AT_ONCE = 8  # frames that the detector is given together, and that are held in memory
 
 
 class Made(NamedTuple):
@@ -149,9 +154,8 @@ def _run(families: list["Family"], workers: int, progress: Callable[[int, int], 
 
 def _start_worker() -> None:
     """One thread, since the pool has a process for each core; and no life after the parent's."""
-    import torch
-
-    torch.set_num_threads(1)
+    global _threads
+    _threads = 1
     cv2.setNumThreads(1)
 
     def follow_parent() -> None:
@@ -161,9 +165,37 @@ def _start_worker() -> None:
     threading.Thread(target=follow_parent, daemon=True).start()
 
 
+_threads = 0  # that the detector may use in this process; 0: as many as there are cores
+
+
 @cache
 def _detector(thresholds: tuple[float, float, float]) -> FaceDetector:
-    return FaceDetector(thresholds)
+    if _threads:
+        import torch  # only now: a worker that finds everything made needs none of it
+
+        torch.set_num_threads(_threads)
+    return FaceDetector(thresholds, threads=_threads)
+
+
+@dataclass
+class Ahead:
+    """What a pass over a video makes for the stage after its own; it takes its place when that stage comes."""
+
+    folder: Path
+    made: Made | None = None  # not before it is complete
+    broken: bool = False
+
+    def attempt(self, work: Callable, *args) -> None:
+        """Do a part of it. Once a part fails nothing of it counts: the stage itself will try, and say what is wrong."""
+        try:
+            if not self.broken:
+                work(*args)
+        except (ValueError, OSError, cv2.error):
+            self.broken = True
+
+    def finish(self, made: Made) -> None:
+        """It is complete, unless it is broken."""
+        self.made = None if self.broken else made
 
 
 @dataclass
@@ -177,9 +209,37 @@ class Family:
     rows: list[dict]  # their lines of the metadata table
     actions: dict[tuple[str, str], str] = field(default_factory=dict)
     forgotten: set[tuple[str, str]] = field(default_factory=set)  # complete ones that had to go
+    ahead: dict[tuple[str, str], Ahead] = field(default_factory=dict)
 
     def run(self) -> dict[tuple[str, str], str]:
         """Run the stages; return what was done: (video_id, stage) → action, as in `Summary`."""
+        try:
+            return self._run()
+        finally:
+            for left in self.ahead.values():
+                remove(left.folder)
+
+    def begin_ahead(self, video_id: str, stage: str) -> Ahead | None:
+        """A hidden folder for what the next stage would make, or None where that stage was not asked for."""
+        if stage not in self.stages:
+            return None
+        folder = hidden_beside(self._folder(video_id, stage))
+        folder.mkdir()
+        self.ahead[video_id, stage] = Ahead(folder)
+        return self.ahead[video_id, stage]
+
+    def take_ahead(self, video_id: str, stage: str) -> Made | None:
+        """Put what was made ahead in its place and say what it is; None where there is nothing."""
+        ready = self.ahead.get((video_id, stage))
+        if ready is None or ready.made is None:
+            return None
+        take_place(ready.folder, self._folder(video_id, stage))
+        return ready.made
+
+    def _folder(self, video_id: str, stage: str) -> Path:
+        return {"crop": self.work.crops, "masks": self.work.masks}[stage](video_id)
+
+    def _run(self) -> dict[tuple[str, str], str]:
         original_id = self.rows[0]["original_id"]
         original = next((row for row in self.rows if row["video_id"] == original_id), None)
         if original is None:
@@ -199,7 +259,7 @@ class Family:
             return self.actions
         real_crops = self._crop(original, original)
         for row in fakes:
-            crops = self._crop(row, original)
+            crops = self._crop(row, original, compare=bool(real_crops.count))
             if "not_ready" in (real_crops.status, crops.status):
                 self._mark_not_ready(row, "masks")
             elif crops.count and real_crops.count:
@@ -211,9 +271,11 @@ class Family:
                 _record(self.work, row["video_id"], "masks", lost)
         return self.actions
 
-    def _crop(self, row: dict, original: dict) -> Made:
-        video_id, original_id = row["video_id"], original["video_id"]
-        return self._stage("crop", row, [original, row], lambda path: crop_faces(path, video_id, original_id, self))
+    def _crop(self, row: dict, original: dict, compare: bool = False) -> Made:
+        def run(path: Path) -> Made:
+            return crop_faces(path, row["video_id"], original["video_id"], self, compare)
+
+        return self._stage("crop", row, [original, row], run)
 
     def _compare(self, row: dict, original: dict) -> Made:
         video_id, original_id = row["video_id"], original["video_id"]
@@ -326,30 +388,35 @@ def _list_some(things: Sequence, count: int = 5) -> str:
 
 
 def detect_faces(path: Path, original_id: str, family: Family) -> Made:
-    """Write boxes/<original_id>.json: the faces in every n-th frame, in pixels of the original. Counts the faces."""
+    """Write boxes/<original_id>.json: the faces in every n-th frame, in pixels of the original. Counts the faces.
+
+    Where crops are asked for, they are cut on the way: the video is decoded once.
+    """
     config, info = family.config, probe(path)
-    wanted = range(0, info.n_frames, config.every)
-    numbers, found = [], []
-    for frame_idx, frame in iterate_frames(path, wanted):
-        numbers.append(frame_idx)
-        found += _detector(config.thresholds).detect_resized([frame])
-    if not numbers:
+    wanted, linker, frames = range(0, info.n_frames, config.every), FaceLinker(), []
+    ahead = family.begin_ahead(original_id, "crop")
+    cutter = FaceCutter(ahead.folder, config.margin, info.width, info.height) if ahead else None
+    for several in in_groups(iterate_frames(path, wanted, info), DETECT_AT_ONCE):
+        found = _detector(config.thresholds).detect_resized([picture for _, picture in several])
+        for (frame_idx, picture), faces in zip(several, found, strict=True):
+            frames.append({"frame_idx": frame_idx, "face_idx": linker.link(faces, frame_idx).tolist()})
+            frames[-1] |= {k: v.astype(float).round(4).tolist() for k, v in faces._asdict().items()}
+            if ahead:
+                ahead.attempt(cutter.cut, picture, frames[-1])
+    if not frames:
         raise VideoError("decode_error", path, "no frame could be decoded")
-    frames = [
-        {"frame_idx": frame_idx, "face_idx": who.tolist()}
-        | {k: v.astype(float).round(4).tolist() for k, v in faces._asdict().items()}
-        for frame_idx, faces, who in zip(numbers, found, link_faces(found, numbers), strict=True)
-    ]
     header = {"video_id": original_id, "width": info.width, "height": info.height}
     header |= {"scale": detector_scale(info.width, info.height), "thresholds": config.thresholds}
     header |= {"every": config.every, "versions": _versions()}
     write_json(family.work.boxes(original_id), header | {"frames": frames})
-    count, lost = sum(len(faces.boxes) for faces in found), sorted(set(wanted) - set(numbers))
+    if ahead:
+        ahead.finish(cutter.judge(with_faces(frames), info.n_frames))
+    count, lost = sum(len(frame["boxes"]) for frame in frames), sorted(set(wanted) - {f["frame_idx"] for f in frames})
     if lost:
         return Made(count, "decode_error", f"{len(lost)} of {len(wanted)} frames can't be decoded: {_list_some(lost)}")
     if info.n_missing:
         return Made(count, "short", f"the file ends {info.n_missing} frames before its header says")
-    return Made(count) if count else Made(0, "no_face", f"no face in {len(numbers)} frames")
+    return Made(count) if count else Made(0, "no_face", f"no face in {len(frames)} frames")
 
 
 @cache
@@ -357,62 +424,130 @@ def _versions() -> dict[str, str]:
     return {name: importlib.metadata.version(name) for name in ("facenet-pytorch", "torch", "opencv-python-headless")}
 
 
-def crop_faces(path: Path, video_id: str, original_id: str, family: Family) -> Made:
-    """Write crops/<video_id>/: each face of the original's boxes with its margin, as PNG. Counts the crops."""
-    boxes = json.loads(family.work.boxes(original_id).read_text())
-    wanted = {frame["frame_idx"]: frame for frame in boxes["frames"] if frame["boxes"]}
-    info = probe(path)
-    width, height = boxes["width"], boxes["height"]
+def in_groups(items: Iterable, size: int) -> Iterator[list]:
+    """Lists of `size` items that follow each other; the last may be shorter."""
+    items = iter(items)
+    while group := list(islice(items, size)):
+        yield group
+
+
+def with_faces(frames: list[dict]) -> dict[int, dict]:
+    """frame_idx → entry, for the frames of a boxes file in which there is a face."""
+    return {frame["frame_idx"]: frame for frame in frames if frame["boxes"]}
+
+
+def crop_faces(path: Path, video_id: str, original_id: str, family: Family, compare: bool = False) -> Made:
+    """Write crops/<video_id>/: each face of the original's boxes with its margin, as PNG. Counts the crops.
+
+    compare: also make the masks of a fake on the way, so that it is decoded once.
+    """
+    if made := family.take_ahead(video_id, "crop"):
+        return made
+    work, info = family.work, probe(path)
+    boxes = json.loads(work.boxes(original_id).read_text())
+    wanted, width, height = with_faces(boxes["frames"]), boxes["width"], boxes["height"]
     if (info.width, info.height) != (width, height):
         size = f"{info.width} x {info.height}, its original {width} x {height}"
         return Made(0, "shape_mismatch", f"{path} is {size}: the original's boxes do not fit")
-    count, empty, lost = 0, [], set(wanted)
-    with appear_whole(family.work.crops(video_id)) as folder:
+    ahead = family.begin_ahead(video_id, "masks") if compare else None
+    comparer = CropComparer(ahead.folder, work.crops(original_id)) if ahead else None
+    with appear_whole(work.crops(video_id)) as folder:
         folder.mkdir()
-        for frame_idx, frame in iterate_frames(path, wanted):
-            lost.discard(frame_idx)
-            for face_idx, box in zip(wanted[frame_idx]["face_idx"], wanted[frame_idx]["boxes"], strict=True):
-                try:
-                    grown = add_margin(box, family.config.margin, width, height)
-                except ValueError:
-                    empty.append(face_file(frame_idx, face_idx))
-                    continue
-                write_png(folder / face_file(frame_idx, face_idx), crop_box(frame, grown))
-                count += 1
-    return _judge_crops(count, sorted(lost), empty, len(wanted), info.n_frames)
+        cutter = FaceCutter(folder, family.config.margin, width, height)
+        for frame_idx, picture in iterate_frames(path, wanted, info):
+            crops = cutter.cut(picture, wanted[frame_idx])
+            for name in crops if ahead else ():
+                ahead.attempt(comparer.compare, name, crops[name])
+    if ahead:
+        ahead.finish(comparer.judge())
+    return cutter.judge(wanted, info.n_frames)
 
 
-def _judge_crops(count: int, lost: list[int], empty: list[str], n_wanted: int, n_frames: int) -> Made:
-    broken = [frame_idx for frame_idx in lost if frame_idx < n_frames]
-    if broken:
-        return Made(count, "decode_error", f"{len(broken)} of {n_wanted} frames can't be decoded: {_list_some(broken)}")
-    if lost:
-        return Made(count, "short", f"{n_frames} frames; its original's boxes go on to frame {lost[-1]}")
-    if empty:
-        return Made(count, "empty_crop", f"{len(empty)} boxes leave nothing inside the frame: {_list_some(empty)}")
-    return Made(count)
+@dataclass
+class FaceCutter:
+    """Cuts the faces out of a video's frames and writes them into a folder."""
+
+    folder: Path
+    margin: float | str
+    width: int
+    height: int
+    count: int = 0
+    empty: list[str] = field(default_factory=list)  # boxes that leave nothing inside the frame
+    seen: set[int] = field(default_factory=set)
+
+    def cut(self, picture: np.ndarray, frame: dict) -> dict[str, np.ndarray]:
+        """Write the crops of one frame, an entry of a boxes file; return them by name."""
+        self.seen.add(frame["frame_idx"])
+        crops = {}
+        for face_idx, box in zip(frame["face_idx"], frame["boxes"], strict=True):
+            name = face_file(frame["frame_idx"], face_idx)
+            try:
+                crops[name] = crop_box(picture, add_margin(box, self.margin, self.width, self.height))
+            except ValueError:
+                self.empty.append(name)
+                continue
+            write_png(self.folder / name, crops[name])
+        self.count += len(crops)
+        return crops
+
+    def judge(self, wanted: dict[int, dict], n_frames: int) -> Made:
+        """How it went. wanted: the frames that should have been seen; n_frames: what the video holds."""
+        lost = sorted(set(wanted) - self.seen)
+        if broken := [frame_idx for frame_idx in lost if frame_idx < n_frames]:
+            reason = f"{len(broken)} of {len(wanted)} frames can't be decoded: {_list_some(broken)}"
+            return Made(self.count, "decode_error", reason)
+        if lost:
+            return Made(self.count, "short", f"{n_frames} frames; its original's boxes go on to frame {lost[-1]}")
+        if self.empty:
+            reason = f"{len(self.empty)} boxes leave nothing inside the frame: {_list_some(self.empty)}"
+            return Made(self.count, "empty_crop", reason)
+        return Made(self.count)
 
 
 def make_masks(fake_id: str, original_id: str, family: Family) -> Made:
     """Write masks/<fake_id>/: the SSIM difference of each pair of crops. Counts the masks."""
-    work, count, alone, unlike = family.work, 0, [], []
+    if made := family.take_ahead(fake_id, "masks"):
+        return made
+    work = family.work
     with appear_whole(work.masks(fake_id)) as folder:
         folder.mkdir()
+        comparer = CropComparer(folder, work.crops(original_id))
         for name in work.crop_names(fake_id):
-            if not (work.crops(original_id) / name).exists():
-                alone.append(name)
-                continue
-            real, fake = (read_png(work.crops(video_id) / name) for video_id in (original_id, fake_id))
-            if real.shape != fake.shape or min(real.shape[:2]) < 7:
-                unlike.append(name)
-                continue
-            write_png(folder / name, ssim_difference(real, fake))
-            count += 1
-    if alone:
-        return Made(count, "missing_partner", f"{len(alone)} crops without a real partner: {_list_some(alone)}")
-    if unlike:
-        return Made(count, "shape_mismatch", f"{len(unlike)} pairs too small or unlike in size: {_list_some(unlike)}")
-    return Made(count)
+            comparer.compare(name, read_png(work.crops(fake_id) / name))
+    return comparer.judge()
+
+
+@dataclass
+class CropComparer:
+    """Compares a fake's crops with those of its original and writes the masks into a folder."""
+
+    folder: Path
+    real: Path  # the folder of the original's crops
+    count: int = 0
+    alone: list[str] = field(default_factory=list)
+    unlike: list[str] = field(default_factory=list)
+
+    def compare(self, name: str, fake: np.ndarray) -> None:
+        """Write the mask of one crop (H, W, 3) uint8 RGB."""
+        if not (self.real / name).exists():
+            self.alone.append(name)
+            return
+        real = read_png(self.real / name)
+        if real.shape != fake.shape or min(real.shape[:2]) < 7:
+            self.unlike.append(name)
+            return
+        write_png(self.folder / name, ssim_difference(real, fake))
+        self.count += 1
+
+    def judge(self) -> Made:
+        """How it went."""
+        if self.alone:
+            reason = f"{len(self.alone)} crops without a real partner: {_list_some(self.alone)}"
+            return Made(self.count, "missing_partner", reason)
+        if self.unlike:
+            reason = f"{len(self.unlike)} pairs too small or unlike in size: {_list_some(self.unlike)}"
+            return Made(self.count, "shape_mismatch", reason)
+        return Made(self.count)
 
 
 def collect_status(work: WorkFolder, table: pd.DataFrame, config: PreprocessConfig) -> pd.DataFrame:

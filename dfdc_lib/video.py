@@ -2,9 +2,9 @@
 
 import os
 from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
 from fractions import Fraction
 from pathlib import Path
-from typing import NamedTuple
 
 import av
 import cv2
@@ -24,7 +24,8 @@ class VideoError(Exception):
         self.status, self.reason = status, reason
 
 
-class VideoInfo(NamedTuple):
+@dataclass(frozen=True)
+class VideoInfo:
     """A video's size in pixels, how many frames its packets hold, and how many more its header promises."""
 
     width: int
@@ -32,6 +33,7 @@ class VideoInfo(NamedTuple):
     n_frames: int
     fps: float
     n_missing: int = 0  # a download that broke off
+    times: np.ndarray | None = field(default=None, compare=False, repr=False)  # (n_frames,) ms: see `frame_times`
 
 
 def open_video(path: Path) -> cv2.VideoCapture:
@@ -67,7 +69,7 @@ def probe(path: Path) -> VideoInfo:
     try:
         width, height = (int(capture.get(p)) for p in (cv2.CAP_PROP_FRAME_WIDTH, cv2.CAP_PROP_FRAME_HEIGHT))
         times, n_missing = frame_times(path)
-        return VideoInfo(width, height, len(times), capture.get(cv2.CAP_PROP_FPS), n_missing)
+        return VideoInfo(width, height, len(times), capture.get(cv2.CAP_PROP_FPS), n_missing, times)
     finally:
         capture.release()
 
@@ -92,15 +94,17 @@ def frame_times(path: Path) -> tuple[np.ndarray, int]:
     return (np.sort(np.array(shown, float)) - start) * float(tick * 1000), n_missing
 
 
-def iterate_frames(path: Path, indices: Iterable[int]) -> Iterator[tuple[int, np.ndarray]]:
+def iterate_frames(
+    path: Path, indices: Iterable[int], info: VideoInfo | None = None
+) -> Iterator[tuple[int, np.ndarray]]:
     """Yield (frame_idx, frame) for the wanted frame numbers, in order, decoding the file once.
 
     Frames in between are decoded but not converted. Seeking by frame number would be faster to write and wrong on
     videos of variable frame rate. A frame that can't be decoded is left out, and shifts no other's number: a frame is
-    known by its time, not by counting. (Upstream counted.)
+    known by its time, not by counting. (Upstream counted.) info: what `probe` said of the file, if it was asked.
     """
     wanted = set(int(i) for i in indices)
-    times, _ = frame_times(path)
+    times = (info or probe(path)).times
     capture, last, failures, position = open_video(path), max(wanted, default=-1), 0, -1
     try:
         while position < last and failures <= len(times):
