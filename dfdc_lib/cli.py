@@ -10,9 +10,11 @@ from pathlib import Path
 
 from dfdc_lib.aggregate import STRATEGIES
 from dfdc_lib.config import (
+    BACKENDS,
     DEMO_TRAINING,
     ENCODERS,
     MARGINS,
+    PRECISIONS,
     STAGES,
     THRESHOLDS,
     PredictConfig,
@@ -105,7 +107,8 @@ def run_predict(args) -> int:
     )
 
     config = PredictConfig(args.frames, args.strategy, resize=args.resize)
-    models, videos = load_models(args.checkpoint), find_videos(args.videos)
+    models = load_models(args.checkpoint, backend=args.backend, precision=args.precision)
+    videos = find_videos(args.videos)
     labels = read_labels(args.labels) if args.labels else {}
     if args.out:
         check_results(args.out, args.labels)
@@ -239,6 +242,8 @@ def build_parser() -> argparse.ArgumentParser:
         "--resize", choices=("slides", "half"), default="slides",
         help="before detection: by the slides' rule, or always to half size as upstream's code does",
     )  # fmt: skip
+    pred.add_argument("--backend", choices=BACKENDS, default="auto", help="what computes the scores")
+    pred.add_argument("--precision", choices=PRECISIONS, default="auto", help="of the scores' arithmetic")
     pred.add_argument("--out", type=Path, help="write a submission here, status.csv and predictions.parquet beside it")
     pred.add_argument("--fallback", type=float, help="the submission's score of videos that could not be judged")
     pred.add_argument("--labels", type=Path, help="the truth: a data folder, or a CSV with filename,label")

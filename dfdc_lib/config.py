@@ -50,6 +50,8 @@ def encoder_preset(name: str) -> EncoderPreset:
 # the last, "upstream": see geometry.add_margin.
 MARGINS = {"slides": 0.2, "readme": 0.3, "upstream": "upstream"}
 DETECT_METHOD = 2  # raise it when the same settings would give other boxes, landmarks or face_idx
+BACKENDS = ("auto", "torch", "openvino")  # what computes a trained network: see inference.py
+PRECISIONS = ("auto", "fp32", "bf16")
 STAGES = ("detect", "crop", "masks", "folds")  # of preprocessing, in their order
 
 

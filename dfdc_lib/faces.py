@@ -4,7 +4,6 @@ import os
 from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass
-from importlib.util import find_spec
 from itertools import groupby
 from typing import NamedTuple
 
@@ -43,8 +42,6 @@ class FaceDetector:
 
         if device == "auto":
             device = "cuda" if torch.cuda.is_available() else "cpu"
-        if backend == "auto":
-            backend = "openvino" if device == "cpu" and find_spec("openvino") else "torch"
         self._cascade = Cascade(thresholds, device, backend, threads or os.cpu_count() or 1)
 
     def detect(self, frames) -> list[Faces]:
@@ -60,14 +57,20 @@ class FaceDetector:
         A face that lies outside the frame (the detector may guess so at its edge) is left out: nothing of it is seen.
         """
         sizes = [frame.shape[1::-1] for frame in frames]
-        scales = [detector_scale(*size) if resize == "slides" else 0.5 for size in sizes]
-        found = self.detect([_resize(frame, scale) for frame, scale in zip(frames, scales, strict=True)])
+        scales = [_scale(size, resize) for size in sizes]
+        found = self.detect([resize_for_detection(frame, resize) for frame in frames])
         return [
             _inside(faces.scaled(1 / scale), *size) for faces, scale, size in zip(found, scales, sizes, strict=True)
         ]
 
 
-def _resize(frame: np.ndarray, scale: float) -> np.ndarray:
+def _scale(size: tuple[int, int], resize: str) -> float:
+    return detector_scale(*size) if resize == "slides" else 0.5
+
+
+def resize_for_detection(frame: np.ndarray, resize: str = "slides") -> np.ndarray:
+    """A frame at the size of the slides' rule, or at half size."""
+    scale = _scale(frame.shape[1::-1], resize)
     if scale == 1:
         return frame
     size = [max(round(length * scale), 1) for length in frame.shape[1::-1]]

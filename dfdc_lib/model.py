@@ -1,6 +1,7 @@
 """The classifier: a timm encoder, an average, a dropout and one logit. And the checkpoints that hold it."""
 
 import pickle
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
@@ -11,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from dfdc_lib.config import ENCODERS, EncoderPreset, encoder_preset
+from dfdc_lib.inference import make_scorer
 from dfdc_lib.paths import appear_whole
 
 
@@ -40,6 +42,8 @@ class DeepfakeClassifier(nn.Module):
         self.features = nn.Identity()  # changes nothing; a place where Grad-CAM can listen
         self.dropout = nn.Dropout(dropout)
         self.fc = nn.Linear(self.encoder.num_features, 1)
+        self._how: tuple[str, str] | None = None  # backend and precision, once `speed_up` was asked for
+        self._scorer: Callable[[Tensor], Tensor] | None = None
 
     def forward(self, crops: Tensor) -> Tensor:
         """crops (N, 3, S, S) normalised → logits (N,)."""
@@ -49,10 +53,26 @@ class DeepfakeClassifier(nn.Module):
 
     @torch.inference_mode()
     def predict(self, crops: Tensor) -> Tensor:
-        """crops (N, 3, S, S) normalised → p_fake (N,) on the CPU."""
+        """crops (N, 3, S, S) normalised → p_fake (N,) on the CPU, in fp32 unless `speed_up` was asked for."""
         self.eval()
-        device = self.fc.weight.device
-        return self(crops.to(device)).sigmoid().float().cpu()
+        if self._how and self._scorer is None:
+            self._scorer = make_scorer(self, self.card.size, *self._how)
+        logits = self._scorer(crops) if self._scorer else self(crops.to(self.fc.weight.device))
+        return logits.float().sigmoid().cpu()
+
+    def speed_up(self, backend: str = "auto", precision: str = "auto") -> "DeepfakeClassifier":
+        """Let `predict` compute as `inference.make_scorer` says, from its first call on. Returns the model.
+
+        What it compiles then are the weights of that moment: training forgets it.
+        """
+        self._how, self._scorer = (backend, precision), None
+        return self
+
+    def train(self, mode: bool = True) -> "DeepfakeClassifier":
+        """As any module's. A model that learns is computed as it stands."""
+        if mode:
+            self._how = self._scorer = None
+        return super().train(mode)
 
 
 class Cost(NamedTuple):

@@ -6,7 +6,6 @@ of the time, and the rest goes to shrinking and cutting. Here both are read off 
 over any rectangle is four look-ups, whatever its size, and the means are exactly those of the peer's "area" resize.
 """
 
-import warnings
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import cache
@@ -19,6 +18,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 from torchvision.ops import batched_nms
+
+from dfdc_lib.inference import Request, choose_backend, compile_network
 
 SMALLEST_FACE = 20  # pixels; this, the factor and the overlaps below are the peer's (MTCNN's own defaults)
 FACTOR = 0.709  # from one level of the pyramid to the next
@@ -43,14 +44,13 @@ class Windows(NamedTuple):
 
 
 class Cascade:
-    """The three networks on a device. backend: "torch", or "openvino", for a CPU. threads: of OpenVINO's.
+    """The three networks on a device. backend: as in `inference.choose_backend`. threads: of OpenVINO's.
 
-    Networks compute in float32: in bfloat16 the boxes move.
+    They compute in float32: in bfloat16 the boxes move.
     """
 
     def __init__(self, thresholds: Sequence[float], device: str, backend: str, threads: int):
-        if backend not in ("torch", "openvino"):
-            raise ValueError(f"backend must be torch or openvino, got {backend!r}")
+        backend = choose_backend(backend, device)
         self.thresholds, self.device = thresholds, torch.device(device)
         self.chunk = CHUNK[self.device.type]
         self.threads = threads if backend == "openvino" else 1  # torch shares out every operation by itself
@@ -60,7 +60,7 @@ class Cascade:
 
     def _load(self, name: str, backend: str):
         if backend == "openvino":
-            return _Request(_compile(name, self.threads))
+            return Request(_compile(name, self.threads))
         return load_network(name).to(self.device, memory_format=torch.channels_last)
 
     def detect(self, frames: Sequence[np.ndarray]) -> list[Found]:
@@ -95,28 +95,9 @@ def load_network(name: str) -> nn.Module:
 @cache
 def _compile(name: str, threads: int):
     """A network compiled by OpenVINO, for so many threads that each run it on windows of their own."""
-    import openvino
-
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # OpenVINO traces, which torch calls deprecated
-        example = torch.zeros(1, 3, SIDES[name], SIDES[name])
-        converted = openvino.convert_model(load_network(name), example_input=example)
+    example = torch.zeros(1, 3, SIDES[name], SIDES[name])
     settings = {"INFERENCE_PRECISION_HINT": "f32", "NUM_STREAMS": threads, "INFERENCE_NUM_THREADS": threads}
-    return openvino.Core().compile_model(converted, "CPU", settings)
-
-
-class _Request:
-    """A compiled network, called as torch's are. Only one thread may use it."""
-
-    def __init__(self, compiled):
-        self._request = compiled.create_infer_request()
-
-    def __call__(self, pictures: Tensor) -> list[Tensor]:
-        import openvino
-
-        self._request.set_input_tensor(openvino.Tensor(pictures.numpy(), shared_memory=True))
-        self._request.infer()
-        return [torch.from_numpy(tensor.data.copy()) for tensor in self._request.output_tensors]
+    return compile_network(load_network(name), example, (-1, 3, -1, -1), **settings)
 
 
 def pyramid_scales(height: int, width: int) -> list[float]:

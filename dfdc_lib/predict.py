@@ -4,9 +4,7 @@ Three stages run at the same time, each a few frames ahead of the next: decoding
 dropped as soon as its faces are cut out, so memory does not grow with a video's length, nor with their number.
 """
 
-from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
@@ -25,14 +23,15 @@ from dfdc_lib.geometry import add_margin, crop_box, isotropic_resize, spread_ind
 from dfdc_lib.metrics import log_loss
 from dfdc_lib.model import DeepfakeClassifier, load_checkpoint
 from dfdc_lib.paths import appear_whole
-from dfdc_lib.video import VideoError, iterate_frames, printable, probe
+from dfdc_lib.video import VideoError, iterate_frames, printable, probe, run_ahead
 
 VIDEO_SUFFIXES = (".mp4", ".mov", ".avi", ".mkv", ".webm")
 REHEARSAL_WARNING = (
     "this checkpoint has learned the sample only, a rehearsal stage with two people: "
     "on any other video its score means nothing"
 )
-BATCH = 32  # crops that a model is given at once
+BATCH = {"cpu": 8, "cuda": 32}  # crops that a model is given at once
+DETECT_AT_ONCE = 4  # frames that the detector is given together
 FACE_COLUMNS = ["frame_idx", "face_idx", "x0", "y0", "x1", "y1", "score"]
 STATUS_COLUMNS = ["filename", "status", "n_frames", "n_faces", "n_people", "reason"]
 
@@ -101,9 +100,15 @@ class End(NamedTuple):
 
 
 def load_models(
-    models: Iterable[DeepfakeClassifier | Path | str], device: str = "auto"
+    models: Iterable[DeepfakeClassifier | Path | str],
+    device: str = "auto",
+    backend: str = "auto",
+    precision: str = "auto",
 ) -> dict[str, DeepfakeClassifier]:
-    """Load what is given as a path, keep what is loaded: name → model. Raises ValueError where nothing is given."""
+    """Load what is given as a path, keep what is loaded: name → model. Raises ValueError where nothing is given.
+
+    backend, precision: how those from paths compute (see `inference.make_scorer`); a loaded one is used as it is.
+    """
     if device == "auto":
         device = "cuda" if torch.cuda.is_available() else "cpu"
     loaded = {}
@@ -111,7 +116,8 @@ def load_models(
         name = f"model {number}" if isinstance(model, DeepfakeClassifier) else str(model)
         if name in loaded:
             raise ValueError(f"{name} is given twice: its vote would count double")
-        model = model if isinstance(model, DeepfakeClassifier) else load_checkpoint(model)
+        if not isinstance(model, DeepfakeClassifier):
+            model = load_checkpoint(model).to(device).speed_up(backend, precision)
         loaded[name] = model.to(device).eval()
     if not loaded:
         raise ValueError("a verdict needs at least one checkpoint")
@@ -141,20 +147,6 @@ def predict_videos(paths: Iterable[Path], models, config: PredictConfig = Predic
     decoded = run_ahead(decode_videos(paths, config.frames), 4)
     seen = run_ahead(detect_in(decoded, config, cuts), 8)
     yield from score_videos_in(seen, models, config)
-
-
-def run_ahead(items: Iterator, n_ahead: int) -> Iterator:
-    """Yield what `items` yields, made by a thread of its own that is at most `n_ahead` items in front."""
-    end = object()
-    with ThreadPoolExecutor(1) as pool:
-        waiting = deque(pool.submit(next, items, end) for _ in range(n_ahead))
-        try:
-            while (item := waiting.popleft().result()) is not end:
-                waiting.append(pool.submit(next, items, end))
-                yield item
-        finally:
-            for future in waiting:
-                future.cancel()
 
 
 def decode_videos(paths: Iterable[Path], n_frames: int) -> Iterator[Frame | End]:
@@ -198,22 +190,35 @@ def _detector(thresholds: tuple[float, float, float]) -> FaceDetector:
 
 def detect_in(items: Iterator[Frame | End], config: PredictConfig, cuts: set[Cut]) -> Iterator[Seen | End]:
     """Find the faces of each frame and cut them out; what is not a frame is passed on."""
-    detector, failed = _detector(config.thresholds), ""
+    failed, waiting = "", []
     for item in items:
+        if isinstance(item, Frame):
+            waiting.append(item)
+        if isinstance(item, End) or len(waiting) == DETECT_AT_ONCE:
+            for frame, faces in zip(waiting, _detect_or_tell(waiting, config), strict=True):
+                if isinstance(faces, Faces):
+                    yield Seen(frame.frame_idx, faces, {cut: cut_faces(frame.picture, faces, cut) for cut in cuts})
+                else:
+                    failed = f"no detection in frame {frame.frame_idx} ({faces}); judged by the others"
+            waiting = []
         if isinstance(item, End):
             yield item._replace(status="detect_error", reason=failed) if failed and item.status == "ok" else item
             failed = ""
-            continue
-        try:
-            faces = detector.detect_resized([item.picture], config.resize)[0]
-        except (ValueError, RuntimeError, cv2.error) as error:
-            failed = f"no detection in frame {item.frame_idx} ({type(error).__name__}: {error}); judged by the others"
-            continue
-        crops = {
-            cut: [isotropic_resize(cut_face(item.picture, box, cut.margin), cut.size) for box in faces.boxes]
-            for cut in cuts
-        }
-        yield Seen(item.frame_idx, faces, crops)
+
+
+def _detect_or_tell(frames: list[Frame], config: PredictConfig) -> list[Faces | str]:
+    """The faces of each frame, or what went wrong with it: one odd frame does not cost its neighbours theirs."""
+    try:
+        return _detector(config.thresholds).detect_resized([frame.picture for frame in frames], config.resize)
+    except (ValueError, RuntimeError, cv2.error) as error:
+        if len(frames) == 1:
+            return [f"{type(error).__name__}: {error}"]
+        return [found for frame in frames for found in _detect_or_tell([frame], config)]
+
+
+def cut_faces(picture: np.ndarray, faces: Faces, cut: Cut) -> list[np.ndarray]:
+    """The crops of a frame's faces, with the margin and the longer side that a checkpoint wants."""
+    return [isotropic_resize(cut_face(picture, box, cut.margin), cut.size) for box in faces.boxes]
 
 
 def cut_face(frame: np.ndarray, box, margin: float | str) -> np.ndarray:
@@ -230,13 +235,14 @@ def score_videos_in(
     scores: list[dict[str, np.ndarray]] = []
     sizes = {model.card.size for model in models.values()}
     transforms = {size: valid_transforms(size) for size in sizes}
+    batch = BATCH[next(iter(models.values())).fc.weight.device.type]
     for item in items:
         if isinstance(item, Seen):
             waiting += [dict(zip(item.crops, face, strict=True)) for face in zip(*item.crops.values(), strict=True)]
             frames.append(item._replace(crops={}))
-            while len(waiting) >= BATCH:
-                scores.append(score_crops(waiting[:BATCH], models, transforms))
-                waiting = waiting[BATCH:]
+            while len(waiting) >= batch:
+                scores.append(score_crops(waiting[:batch], models, transforms))
+                waiting = waiting[batch:]
             continue
         scores += [score_crops(waiting, models, transforms)] if waiting else []
         yield conclude(item, frames, {name: [p for s in scores for p in s[name]] for name in models}, config.strategy)

@@ -44,7 +44,7 @@ from dfdc_lib.paths import (
     write_png,
 )
 from dfdc_lib.ssim import ssim_difference
-from dfdc_lib.video import VideoError, iterate_frames, probe
+from dfdc_lib.video import VideoError, VideoInfo, iterate_frames, probe, run_ahead
 
 FOLD_COLUMNS = ["video_id", "file", "label", "original_id", "frame_idx", "face_idx", "part", "fold"]
 DETECT_AT_ONCE = 8  # frames that the detector is given together, and that are held in memory
@@ -152,11 +152,16 @@ def _run(families: list["Family"], workers: int, progress: Callable[[int, int], 
     return actions
 
 
-def _start_worker() -> None:
-    """One thread, since the pool has a process for each core; and no life after the parent's."""
+def _become_worker() -> None:
+    """One thread, since the pool has a process for each core."""
     global _threads
     _threads = 1
     cv2.setNumThreads(1)
+
+
+def _start_worker() -> None:
+    """Be a worker, and do not outlive the parent."""
+    _become_worker()
 
     def follow_parent() -> None:
         parent_process().join()
@@ -396,7 +401,7 @@ def detect_faces(path: Path, original_id: str, family: Family) -> Made:
     wanted, linker, frames = range(0, info.n_frames, config.every), FaceLinker(), []
     ahead = family.begin_ahead(original_id, "crop")
     cutter = FaceCutter(ahead.folder, config.margin, info.width, info.height) if ahead else None
-    for several in in_groups(iterate_frames(path, wanted, info), DETECT_AT_ONCE):
+    for several in in_groups(read_frames(path, wanted, info), DETECT_AT_ONCE):
         found = _detector(config.thresholds).detect_resized([picture for _, picture in several])
         for (frame_idx, picture), faces in zip(several, found, strict=True):
             frames.append({"frame_idx": frame_idx, "face_idx": linker.link(faces, frame_idx).tolist()})
@@ -422,6 +427,12 @@ def detect_faces(path: Path, original_id: str, family: Family) -> Made:
 @cache
 def _versions() -> dict[str, str]:
     return {name: importlib.metadata.version(name) for name in ("facenet-pytorch", "torch", "opencv-python-headless")}
+
+
+def read_frames(path: Path, wanted: Iterable[int], info: VideoInfo) -> Iterator[tuple[int, np.ndarray]]:
+    """As `iterate_frames`; a process that has the cores for itself decodes while it works on earlier frames."""
+    frames = iterate_frames(path, wanted, info)
+    return frames if _threads else run_ahead(frames, DETECT_AT_ONCE)
 
 
 def in_groups(items: Iterable, size: int) -> Iterator[list]:
@@ -454,7 +465,7 @@ def crop_faces(path: Path, video_id: str, original_id: str, family: Family, comp
     with appear_whole(work.crops(video_id)) as folder:
         folder.mkdir()
         cutter = FaceCutter(folder, family.config.margin, width, height)
-        for frame_idx, picture in iterate_frames(path, wanted, info):
+        for frame_idx, picture in read_frames(path, wanted, info):
             crops = cutter.cut(picture, wanted[frame_idx])
             for name in crops if ahead else ():
                 ahead.attempt(comparer.compare, name, crops[name])

@@ -1,7 +1,9 @@
 """Decode exact frames of a video, and write one. Frames are (H, W, 3) uint8 RGB."""
 
 import os
+from collections import deque
 from collections.abc import Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from fractions import Fraction
 from pathlib import Path
@@ -128,6 +130,20 @@ def _frame_number(capture: cv2.VideoCapture, times: np.ndarray, previous: int) -
     if not len(times) or np.isnan(times[0]):
         return previous + 1
     return int(np.abs(times - capture.get(cv2.CAP_PROP_POS_MSEC)).argmin())
+
+
+def run_ahead(items: Iterator, n_ahead: int) -> Iterator:
+    """Yield what `items` yields, made by a thread of its own that is at most `n_ahead` items in front."""
+    end = object()
+    with ThreadPoolExecutor(1) as pool:
+        waiting = deque(pool.submit(next, items, end) for _ in range(n_ahead))
+        try:
+            while (item := waiting.popleft().result()) is not end:
+                waiting.append(pool.submit(next, items, end))
+                yield item
+        finally:
+            for future in waiting:
+                future.cancel()
 
 
 def write_video(path: Path, frames: Iterable[np.ndarray], fps: int = 30, crf: int = 23) -> None:

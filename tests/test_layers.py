@@ -10,8 +10,9 @@ import pytest
 LIBRARY = Path(__file__).resolve().parent.parent / "dfdc_lib"
 ROWS = [
     ["config", "geometry"],
-    ["paths", "progress", "video", "ssim", "metrics", "aggregate", "plots", "forensics", "mtcnn"],
-    ["metadata", "faces", "manipulate", "augment"],
+    ["paths", "progress", "video", "ssim", "metrics", "aggregate", "plots", "forensics", "inference"],
+    ["metadata", "mtcnn", "manipulate", "augment"],
+    ["faces"],
     ["sample", "preprocess", "dataset", "model"],
     ["train", "predict"],
     ["doctor", "report"],

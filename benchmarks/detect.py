@@ -1,0 +1,85 @@
+"""Face detection: the cascade against facenet-pytorch's own `detect`, and against its three networks alone."""
+
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+
+import numpy as np
+import torch
+from facenet_pytorch import MTCNN
+
+from benchmarks.clips import detector_frames, make_clip
+from benchmarks.measure import alternate, compare
+from dfdc_lib.config import INFERENCE_THRESHOLDS, TRAIN_THRESHOLDS
+from dfdc_lib.faces import FaceDetector, box_overlap
+
+PACKAGES = ("facenet-pytorch", "openvino", "numba", "opencv-python-headless")
+
+
+def run(repetitions: int = 5) -> list[dict]:
+    """Seconds for 30 frames of 634 x 356, with either set of thresholds."""
+    frames, lines = detector_frames(make_clip()), []
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    for name, thresholds in (("training", TRAIN_THRESHOLDS), ("inference", INFERENCE_THRESHOLDS)):
+        peer = MTCNN(keep_all=True, thresholds=list(thresholds), device=device)
+        backends = ("torch",) if device == "cuda" else ("openvino", "torch")
+        ours = {backend: FaceDetector(thresholds, backend=backend) for backend in backends}
+        check_same_faces(frames, peer, ours)
+        rivals: dict[str, Callable] = {
+            "facenet-pytorch, one by one": lambda peer=peer: [peer.detect(frame, landmarks=True) for frame in frames],
+            "facenet-pytorch, batched": lambda peer=peer: peer.detect(np.stack(frames), landmarks=True),
+        }
+        for backend, detector in ours.items():
+            rivals[backend] = lambda detector=detector: detector.detect(frames)
+            rivals[f"{backend}, networks alone"] = networks_alone(detector, frames)
+        seconds = alternate(rivals, repetitions)
+        better = min(list(rivals)[:2], key=lambda rival: seconds[rival].median())
+        for backend in ours:
+            for against in (better, f"{backend}, networks alone"):
+                line = {"benchmark": "detect", "ours": f"{backend}, {name} thresholds", "peer": against}
+                lines.append(line | compare(seconds, backend, against) | {"per_second": len(frames)})
+    return lines
+
+
+def check_same_faces(frames: list[np.ndarray], peer: MTCNN, ours: dict[str, FaceDetector]) -> None:
+    """A speed counts for the same boxes only."""
+    for frame in frames:
+        boxes, _ = peer.detect(frame)
+        for detector in ours.values():
+            found = detector.detect([frame])[0].boxes
+            assert len(found) == (0 if boxes is None else len(boxes))
+            assert boxes is None or box_overlap(boxes.astype(float), found).max(axis=1).min() > 0.95
+
+
+def networks_alone(detector: FaceDetector, frames: list[np.ndarray]) -> Callable[[], object]:
+    """The floor: what the networks were given for these frames, given to them once more and to nothing else."""
+    cascade, chunks = detector._cascade, []
+    networks = [cascade._idle.get() for _ in range(cascade.threads)]
+
+    def record(number: int):
+        def call(pictures):
+            if number == 0 and (not chunks or chunks[-1][-1][0] > 0):
+                chunks.append([])
+            chunks[-1].append((number, pictures.clone()))
+            return networks[0][number](pictures)
+
+        return call
+
+    cascade._idle.put([record(number) for number in range(3)])
+    for i in range(0, len(frames), cascade.chunk):
+        cascade.detect(frames[i : i + cascade.chunk])
+    cascade._idle.get()
+    for several in networks:
+        cascade._idle.put(several)
+
+    @torch.inference_mode()
+    def replay(chunk: list) -> None:
+        several = cascade._idle.get()
+        for number, pictures in chunk:
+            several[number](pictures)
+        cascade._idle.put(several)
+
+    def replay_all() -> None:
+        with ThreadPoolExecutor(cascade.threads) as pool:
+            list(pool.map(replay, chunks))
+
+    return replay_all if cascade.threads > 1 else lambda: [replay(chunk) for chunk in chunks]
