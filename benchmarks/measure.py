@@ -52,8 +52,15 @@ def compare(seconds: pd.DataFrame, ours: str, peer: str) -> dict[str, float]:
 def stamp(*packages: str) -> dict[str, str]:
     """The machine, the date and the versions, for each line of a table."""
     device = torch.cuda.get_device_name() if torch.cuda.is_available() else f"{_processor()}, {os.cpu_count()} cores"
-    versions = " ".join(f"{name} {importlib.metadata.version(name)}" for name in ("torch", *packages))
+    versions = " ".join(f"{name} {_version(name)}" for name in ("torch", *packages))
     return {"machine": device, "date": datetime.date.today().isoformat(), "versions": versions}
+
+
+def _version(name: str) -> str:
+    try:
+        return importlib.metadata.version(name)
+    except importlib.metadata.PackageNotFoundError:
+        return "absent"
 
 
 def _processor() -> str:

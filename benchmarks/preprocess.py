@@ -9,6 +9,7 @@ from pathlib import Path
 import cv2
 import numpy as np
 import pandas as pd
+import torch
 from facenet_pytorch import MTCNN
 
 from benchmarks.clips import make_clip, make_data
@@ -27,7 +28,8 @@ def run(repetitions: int = 3) -> list[dict]:
     clip = make_clip()
     with tempfile.TemporaryDirectory() as folder:
         root = Path(folder)
-        data, peer = make_data(root, clip), MTCNN(keep_all=True, thresholds=list(TRAIN_THRESHOLDS))
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+        data, peer = make_data(root, clip), MTCNN(keep_all=True, thresholds=list(TRAIN_THRESHOLDS), device=device)
         rivals = {
             "one pass": lambda: preprocess(data, fresh(root), PreprocessConfig(), stages=STAGES),
             "decoding alone": lambda: decode(clip),
@@ -113,14 +115,17 @@ def measure_memory(n_videos: int = 100) -> pd.DataFrame:
 
 
 def report_memory(data: Path, work: Path) -> None:
-    """Be a worker; after each video print its memory in MB: resident in all, and what no other process shares."""
+    """Be a worker; after each video print its memory in MB: all that is resident, and what it wrote itself.
+
+    The difference is mostly the code of libraries, which every worker of a machine shares.
+    """
     from dfdc_lib.preprocess import _become_worker
 
     def tell(done: int, total: int) -> None:
-        kb = {name: int(value.split()[0]) for name, value in (
-            line.split(":") for line in Path("/proc/self/smaps_rollup").read_text().split("\n")[1:-1])}  # fmt: skip
-        own = kb["Private_Clean"] + kb["Private_Dirty"] - kb["Private_Clean"]
-        print(json.dumps({"videos": done, "resident_mb": kb["Rss"] / 1024, "own_mb": own / 1024}), flush=True)
+        lines = (line.split(":") for line in Path("/proc/self/smaps_rollup").read_text().split("\n")[1:-1])
+        megabytes = {name: int(value.split()[0]) / 1024 for name, value in lines}
+        told = {"videos": done, "resident_mb": megabytes["Rss"], "own_mb": megabytes["Private_Dirty"]}
+        print(json.dumps(told), flush=True)
 
     _become_worker()
     preprocess(data, WorkFolder(work), PreprocessConfig(), stages=STAGES, progress=tell)

@@ -27,6 +27,9 @@ class Faces(NamedTuple):
         return Faces(self.boxes * factor, self.scores, self.landmarks * factor)
 
 
+DETECT_AT_ONCE = 8  # frames to give a detector together: two threads' worth, and still not much memory
+
+
 class FaceDetector:
     """MTCNN (Zhang et al. 2016), with facenet-pytorch's networks: its wheel carries the weights, no download.
 

@@ -35,7 +35,8 @@ def compile_network(network: nn.Module, example: Tensor, shape: Sequence[int], *
         warnings.simplefilter("ignore")  # torch calls tracing deprecated; it is what OpenVINO reads
         traced = torch.jit.trace(network.eval(), example, check_trace=False)
         converted = openvino.convert_model(traced, input=[openvino.PartialShape(list(shape))], example_input=example)
-    return openvino.Core().compile_model(converted, "CPU", settings)
+    # Pinned to cores, the threads of two processes would share the first core and leave the second idle.
+    return openvino.Core().compile_model(converted, "CPU", {"ENABLE_CPU_PINNING": False} | settings)
 
 
 class Request:
@@ -84,12 +85,11 @@ def _openvino_scorer(classifier: nn.Module, size: int, low: bool) -> Callable[[T
 
 
 def _torch_scorer(classifier: nn.Module, device: torch.device, low: bool) -> Callable[[Tensor], Tensor]:
-    able = device.type == "cuda" or torch.ops.mkldnn._is_mkldnn_bf16_supported()
-    half = torch.float16 if device.type == "cuda" else torch.bfloat16  # a GPU computes as fast in the finer of the two
+    able = device.type == "cuda" or torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
 
     def score(crops: Tensor) -> Tensor:
         crops = crops.to(device, memory_format=torch.channels_last)
-        with torch.autocast(device.type, half, enabled=low and able):
+        with torch.autocast(device.type, torch.bfloat16, enabled=low and able):
             return classifier(crops)
 
     return score

@@ -56,17 +56,27 @@ class DeepfakeClassifier(nn.Module):
         """crops (N, 3, S, S) normalised → p_fake (N,) on the CPU, in fp32 unless `speed_up` was asked for."""
         self.eval()
         if self._how and self._scorer is None:
-            self._scorer = make_scorer(self, self.card.size, *self._how)
+            with torch.inference_mode(False):  # weights that it lays out anew must stay ones that can learn
+                self._scorer = make_scorer(self, self.card.size, *self._how)
         logits = self._scorer(crops) if self._scorer else self(crops.to(self.fc.weight.device))
         return logits.float().sigmoid().cpu()
 
     def speed_up(self, backend: str = "auto", precision: str = "auto") -> "DeepfakeClassifier":
         """Let `predict` compute as `inference.make_scorer` says, from its first call on. Returns the model.
 
-        What it compiles then are the weights of that moment: training forgets it.
+        Training forgets it; other weights or another device make it compile again.
         """
         self._how, self._scorer = (backend, precision), None
         return self
+
+    def load_state_dict(self, *args, **kwargs):
+        """As any module's."""
+        self._scorer = None
+        return super().load_state_dict(*args, **kwargs)
+
+    def _apply(self, *args, **kwargs):  # what .to(), .half() and their like come down to
+        self._scorer = None
+        return super()._apply(*args, **kwargs)
 
     def train(self, mode: bool = True) -> "DeepfakeClassifier":
         """As any module's. A model that learns is computed as it stands."""

@@ -77,10 +77,11 @@ class Cascade:
     def _detect_chunk(self, frames: Sequence[np.ndarray]) -> list[Found]:
         networks = pnet, rnet, onet = self._idle.get()
         try:
-            table = TorchTable(frames, self.device) if self.device.type == "cuda" else SumTable(frames)
-            windows = propose(table, pnet, self.thresholds[0])
-            windows = refine(table, rnet, windows, self.thresholds[1])
-            return conclude(table, onet, windows, self.thresholds[2])
+            with torch.backends.cudnn.flags(enabled=True, allow_tf32=False):  # else GPUs round float32 to 10 bits
+                table = TorchTable(frames, self.device) if self.device.type == "cuda" else SumTable(frames)
+                windows = propose(table, pnet, self.thresholds[0])
+                windows = refine(table, rnet, windows, self.thresholds[1])
+                return conclude(table, onet, windows, self.thresholds[2])
         finally:
             self._idle.put(networks)
 
@@ -121,7 +122,8 @@ def propose(table: "SumTable | TorchTable", pnet, threshold: float) -> Windows:
         group = frame * len(scales) + level
         found.append((frame, boxes, probs[frame, 1, row, column], offsets[frame, :, row, column], group))
     if not found:  # the frame is smaller than any face
-        return Windows(torch.zeros(0, dtype=torch.int64), torch.zeros(0, 4), torch.zeros(0))
+        nothing = torch.zeros(0, device=table.device)
+        return Windows(nothing.long(), nothing.reshape(0, 4), nothing)
     frame, boxes, scores, offsets, group = (torch.cat(values) for values in zip(*found, strict=True))
     kept = batched_nms(boxes, scores, group, 0.5)
     windows, offsets = Windows(frame, boxes, scores).choose(kept), offsets[kept]
@@ -211,6 +213,7 @@ class SumTable:
 
     def __init__(self, frames: Sequence[np.ndarray]):
         self.height, self.width = frames[0].shape[:2]
+        self.device = torch.device("cpu")
         self.sums = np.empty((len(frames), self.height + 1, self.width + 1, 3), np.int32)
         for frame, sums in zip(frames, self.sums, strict=True):
             cv2.integral(frame, sums)
@@ -264,6 +267,7 @@ class TorchTable:
 
     def __init__(self, frames: Sequence[np.ndarray], device: torch.device):
         self.height, self.width = frames[0].shape[:2]
+        self.device = device
         pictures = torch.from_numpy(np.stack(frames)).to(device)
         sums = pictures.permute(0, 3, 1, 2).to(torch.int64).cumsum(2).cumsum(3)  # (N, 3, H, W)
         self.sums = nn.functional.pad(sums, (1, 0, 1, 0)).permute(0, 2, 3, 1).contiguous()

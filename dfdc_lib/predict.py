@@ -18,7 +18,7 @@ import torch
 from dfdc_lib.aggregate import STRATEGIES, join_videos
 from dfdc_lib.augment import valid_transforms
 from dfdc_lib.config import PredictConfig
-from dfdc_lib.faces import FaceDetector, Faces, link_faces
+from dfdc_lib.faces import DETECT_AT_ONCE, FaceDetector, Faces, link_faces
 from dfdc_lib.geometry import add_margin, crop_box, isotropic_resize, spread_indices
 from dfdc_lib.metrics import log_loss
 from dfdc_lib.model import DeepfakeClassifier, load_checkpoint
@@ -31,7 +31,6 @@ REHEARSAL_WARNING = (
     "on any other video its score means nothing"
 )
 BATCH = {"cpu": 8, "cuda": 32}  # crops that a model is given at once
-DETECT_AT_ONCE = 4  # frames that the detector is given together
 FACE_COLUMNS = ["frame_idx", "face_idx", "x0", "y0", "x1", "y1", "score"]
 STATUS_COLUMNS = ["filename", "status", "n_frames", "n_faces", "n_people", "reason"]
 
@@ -117,7 +116,7 @@ def load_models(
         if name in loaded:
             raise ValueError(f"{name} is given twice: its vote would count double")
         if not isinstance(model, DeepfakeClassifier):
-            model = load_checkpoint(model).to(device).speed_up(backend, precision)
+            model = load_checkpoint(model).speed_up(backend, precision)
         loaded[name] = model.to(device).eval()
     if not loaded:
         raise ValueError("a verdict needs at least one checkpoint")

@@ -27,7 +27,7 @@ import numpy as np
 import pandas as pd
 
 from dfdc_lib.config import STAGES, PreprocessConfig
-from dfdc_lib.faces import FaceDetector, FaceLinker
+from dfdc_lib.faces import DETECT_AT_ONCE, FaceDetector, FaceLinker
 from dfdc_lib.geometry import add_margin, crop_box, detector_scale
 from dfdc_lib.metadata import assign_folds, describe_folds, read_metadata
 from dfdc_lib.paths import (
@@ -37,7 +37,6 @@ from dfdc_lib.paths import (
     hidden_beside,
     parse_face_file,
     read_png,
-    remove,
     sweep_leftovers,
     take_place,
     write_json,
@@ -47,7 +46,7 @@ from dfdc_lib.ssim import ssim_difference
 from dfdc_lib.video import VideoError, VideoInfo, iterate_frames, probe, run_ahead
 
 FOLD_COLUMNS = ["video_id", "file", "label", "original_id", "frame_idx", "face_idx", "part", "fold"]
-DETECT_AT_ONCE = 8  # frames that the detector is given together, and that are held in memory
+FAILURES = (ValueError, RuntimeError, OSError, cv2.error)  # of one video: they become its status
 
 
 class Made(NamedTuple):
@@ -195,7 +194,7 @@ class Ahead:
         try:
             if not self.broken:
                 work(*args)
-        except (ValueError, OSError, cv2.error):
+        except FAILURES:
             self.broken = True
 
     def finish(self, made: Made) -> None:
@@ -222,14 +221,17 @@ class Family:
             return self._run()
         finally:
             for left in self.ahead.values():
-                remove(left.folder)
+                shutil.rmtree(left.folder, ignore_errors=True)  # what stays is swept by the next run
 
     def begin_ahead(self, video_id: str, stage: str) -> Ahead | None:
-        """A hidden folder for what the next stage would make, or None where that stage was not asked for."""
+        """A hidden folder for what the next stage would make; None where that was not asked for, or can't be."""
         if stage not in self.stages:
             return None
-        folder = hidden_beside(self._folder(video_id, stage))
-        folder.mkdir()
+        try:
+            folder = hidden_beside(self._folder(video_id, stage))
+            folder.mkdir()
+        except OSError:  # the stage itself will say so
+            return None
         self.ahead[video_id, stage] = Ahead(folder)
         return self.ahead[video_id, stage]
 
@@ -324,7 +326,7 @@ class Family:
             complete, made = error.status != "unreadable", Made(0, error.status, str(error))
         except FileNotFoundError as error:  # it may come
             complete, made = False, Made(0, "missing_file", str(error))
-        except (ValueError, RuntimeError, OSError, cv2.error) as error:
+        except FAILURES as error:
             complete, made = False, Made(0, "error", f"{type(error).__name__}: {error}")
         _record(self.work, video_id, stage, made, settings, files, complete)
         self.actions[video_id, stage] = "made again" if (video_id, stage) in self.forgotten else "made"
@@ -432,7 +434,7 @@ def _versions() -> dict[str, str]:
 def read_frames(path: Path, wanted: Iterable[int], info: VideoInfo) -> Iterator[tuple[int, np.ndarray]]:
     """As `iterate_frames`; a process that has the cores for itself decodes while it works on earlier frames."""
     frames = iterate_frames(path, wanted, info)
-    return frames if _threads else run_ahead(frames, DETECT_AT_ONCE)
+    return frames if _threads else run_ahead(frames, 4)
 
 
 def in_groups(items: Iterable, size: int) -> Iterator[list]:

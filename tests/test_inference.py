@@ -72,6 +72,22 @@ def test_a_model_that_learns_is_computed_as_it_stands():
     assert after.numpy() == pytest.approx(torch.sigmoid(before.logit() + 1).numpy(), abs=1e-3)
 
 
+def test_a_model_can_learn_after_it_was_fast():
+    model = DeepfakeClassifier("tiny").eval().speed_up("torch")
+    crops = torch.randn(2, 3, 112, 112)
+    model.predict(crops)
+    model.train()(crops).sum().backward()
+    assert model.fc.weight.grad is not None
+
+
+def test_other_weights_are_compiled_again():
+    model, other = DeepfakeClassifier("tiny").eval().speed_up("openvino", "fp32"), DeepfakeClassifier("tiny").eval()
+    crops = torch.randn(2, 3, 112, 112)
+    model.predict(crops)
+    model.load_state_dict(other.state_dict())
+    assert model.predict(crops).numpy() == pytest.approx(other.predict(crops).numpy(), abs=1e-4)
+
+
 def test_a_fast_model_can_be_saved(tmp_path):
     model = DeepfakeClassifier("tiny").eval().speed_up("openvino")
     model.predict(torch.randn(1, 3, 112, 112))

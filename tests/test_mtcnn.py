@@ -166,6 +166,26 @@ def test_a_sliver_of_a_frame_has_no_face_and_no_error(shape):
         assert len(detector(TRAIN_THRESHOLDS, backend).detect([np.full((*shape, 3), 90, np.uint8)])[0].boxes) == 0
 
 
+def test_what_a_gpu_runs_finds_the_same_faces(monkeypatch):
+    """Its table of sums in torch's operations, here on the CPU; and a frame that is smaller than any face."""
+    frames = [portrait("hopper"), np.ascontiguousarray(portrait("hopper")[:, ::-1])]
+    plain = Cascade(TRAIN_THRESHOLDS, "cpu", "torch", 1)
+    found = plain.detect(frames)
+    monkeypatch.setattr("dfdc_lib.mtcnn.SumTable", lambda frames: TorchTable(frames, torch.device("cpu")))
+    for (boxes, _, landmarks), (others, _, points) in zip(found, plain.detect(frames), strict=True):
+        assert boxes == pytest.approx(others, abs=0.01)
+        assert landmarks == pytest.approx(points, abs=0.01)
+    assert len(plain.detect([np.zeros((12, 40, 3), np.uint8)])[0][0]) == 0
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")
+def test_a_gpu_finds_the_peers_faces():
+    frames = [portrait("hopper"), np.zeros_like(portrait("hopper"))]
+    for frame, faces in zip(frames, FaceDetector(TRAIN_THRESHOLDS, device="cuda").detect(frames), strict=True):
+        agree_with_peer(frame, faces, TRAIN_THRESHOLDS)
+    assert len(FaceDetector(TRAIN_THRESHOLDS, device="cuda").detect([np.zeros((12, 40, 3), np.uint8)])[0].boxes) == 0
+
+
 def test_the_pyramid_reaches_from_the_smallest_face_to_the_whole_frame():
     scales = pyramid_scales(356, 634)
     assert 12 / scales[0] == 20

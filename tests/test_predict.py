@@ -306,4 +306,4 @@ def test_memory_does_not_grow_with_the_number_of_frames(tmp_path, models):
             p.detect_in(decoded, p.PredictConfig(frames=120), cuts), p.load_models(models), p.PredictConfig()
         )
     )
-    assert most <= 12
+    assert most <= 24  # of 120: a group in the detector, one that waits for it, a few decoded ahead

@@ -5,6 +5,7 @@ import shutil
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import av
 import cv2
@@ -95,6 +96,36 @@ def test_a_second_run_does_nothing_and_a_lost_piece_is_made_again(small_sample, 
     fake = read_metadata(small_sample).query("label == 1").video_id.iloc[0]
     work.manifest(fake).unlink()
     shutil.rmtree(work.crops(fake))
+    preprocess(small_sample, work, EVERY_6)
+    assert files_of(work) == files_of(small_work)
+
+
+def test_each_video_is_decoded_once(small_sample, tmp_path, monkeypatch):
+    opened = []
+
+    def watch(path, *rest):
+        opened.append(Path(path).name)
+        return iterate_frames(path, *rest)
+
+    monkeypatch.setattr("dfdc_lib.preprocess.iterate_frames", watch)
+    preprocess(small_sample, WorkFolder(tmp_path), EVERY_6)
+    assert sorted(opened) == sorted(path.name for path in small_sample.rglob("*.mp4"))
+
+
+def test_what_can_not_be_made_ahead_is_made_when_its_turn_comes(small_sample, small_work, tmp_path, monkeypatch):
+    """Crops fail while faces are found, masks while a fake is cropped: nothing is lost, and nothing is left over."""
+
+    def fail(*_):
+        raise OSError("not now")
+
+    work = WorkFolder(tmp_path)
+    with monkeypatch.context() as patched:
+        patched.setattr("dfdc_lib.preprocess.Ahead.attempt", lambda ahead, *_: setattr(ahead, "broken", True))
+        preprocess(small_sample, work, EVERY_6)
+    assert files_of(work) == files_of(small_work)
+    assert not list(work.root.rglob("*.part"))
+    shutil.rmtree(work.root)
+    monkeypatch.setattr("dfdc_lib.preprocess.hidden_beside", fail)
     preprocess(small_sample, work, EVERY_6)
     assert files_of(work) == files_of(small_work)
 
