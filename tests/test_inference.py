@@ -1,4 +1,3 @@
-import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -10,7 +9,7 @@ from dfdc_lib.model import DeepfakeClassifier, load_checkpoint, save_checkpoint
 
 @pytest.fixture(scope="module")
 def large() -> DeepfakeClassifier:
-    """A B3 of random weights whose statistics fit its pictures: else it is chaotic, and amplifies every rounding."""
+    """A B3 of random weights, with statistics that fit its pictures, so that no signal dies out on the way."""
     torch.manual_seed(0)
     model = DeepfakeClassifier("b3").train()
     for module in model.modules():
@@ -18,10 +17,7 @@ def large() -> DeepfakeClassifier:
             module.momentum = None  # the statistics of this one batch
     with torch.inference_mode():
         model(pictures())
-        logits = model.eval()(pictures())
-        model.fc.weight *= 2 / logits.std()
-        model.fc.bias -= model(pictures()).mean()
-    return model
+    return model.eval()
 
 
 def pictures(n: int = 6) -> torch.Tensor:
@@ -32,13 +28,14 @@ def pictures(n: int = 6) -> torch.Tensor:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("backend", ["torch", "openvino", "auto"])
-@pytest.mark.parametrize(("precision", "tolerance"), [("fp32", 1e-4), ("auto", 0.05)])
+@pytest.mark.parametrize(("precision", "tolerance"), [("fp32", 1e-4), ("auto", 0.03)])
 def test_a_fast_score_is_the_plain_one(large, backend, precision, tolerance):
+    """Measured by the size of what the logit is a sum of: a random network's sum itself is near zero."""
     with torch.inference_mode():
-        plain = large(pictures()).sigmoid().numpy()
-        fast = make_scorer(large, 300, backend, precision)(pictures()).float().sigmoid().numpy()
-    assert np.ptp(plain) > 0.3
-    assert np.abs(fast - plain).max() < tolerance
+        features = large.encoder.forward_features(pictures()).mean(dim=(2, 3))
+        size = (features * large.fc.weight).abs().sum(dim=1)
+        fast = make_scorer(large, 300, backend, precision)(pictures()).float()
+        assert ((fast - large(pictures())).abs() / size).max() < tolerance
 
 
 def test_compiled_networks_take_any_number_of_pictures():

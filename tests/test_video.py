@@ -1,3 +1,5 @@
+import av
+import cv2
 import numpy as np
 import pytest
 from conftest import write_intra_video
@@ -108,3 +110,55 @@ def test_containers_and_frames_out_of_order_keep_numbers(tmp_path, suffix):
     assert [i for i, _ in got] == sorted({i for i, _ in got})
     assert len(got) >= 38
     assert all(abs(i - number) <= 1 for i, number in got)
+
+
+def opencv_frames(path) -> list[np.ndarray]:
+    """Every frame, as OpenCV decodes it: the oracle."""
+    capture, frames = video.open_video(path), []
+    while (read := capture.read())[0]:
+        frames.append(cv2.cvtColor(read[1], cv2.COLOR_BGR2RGB))
+    return frames
+
+
+@pytest.mark.parametrize("every", [1, 3, 10])
+def test_frames_that_are_passed_over_change_none_of_the_others(tmp_path, every):
+    """B-frames, pyramids of them, several references, scene cuts: to the bit what decoding every frame gives."""
+    rng = np.random.default_rng(0)
+    picture = cv2.resize(rng.integers(0, 255, (20, 30, 3), dtype=np.uint8), (320, 240), interpolation=cv2.INTER_CUBIC)
+    frames = [np.roll(picture, 3 * i, axis=1) if i % 25 else 255 - picture for i in range(90)]
+    settings = {"bf": "3", "g": "30", "x264-params": "b-pyramid=normal:ref=4:scenecut=40"}
+    write_intra_video(tmp_path / "moving.mp4", frames, options=settings)
+    whole = opencv_frames(tmp_path / "moving.mp4")
+    for number, frame in video.iterate_frames(tmp_path / "moving.mp4", range(0, 90, every)):
+        assert np.array_equal(frame, whole[number])
+
+
+@pytest.mark.parametrize("degrees", [90, 180, -90])
+def test_a_telephone_held_upright_is_turned(tmp_path, degrees):
+    picture = cv2.resize(np.random.default_rng(1).integers(0, 255, (6, 8, 3), dtype=np.uint8), (64, 48))
+    with av.open(str(tmp_path / "turned.mp4"), "w") as container:
+        stream = container.add_stream("libx264", rate=30)
+        stream.width, stream.height, stream.pix_fmt = 64, 48, "yuv420p"
+        stream.set_display_rotation(degrees)
+        for _ in range(3):
+            container.mux(stream.encode(av.VideoFrame.from_ndarray(picture, format="rgb24")))
+        container.mux(stream.encode())
+    info = video.probe(tmp_path / "turned.mp4")
+    for (_, frame), other in zip(
+        video.iterate_frames(tmp_path / "turned.mp4", range(3)), opencv_frames(tmp_path / "turned.mp4"), strict=True
+    ):
+        assert frame.shape == (info.height, info.width, 3)
+        assert np.array_equal(frame, other)
+
+
+@pytest.mark.parametrize("pixels", ["yuv420p", "yuv444p", "yuv420p10le", "gray", "yuvj420p"])
+def test_colours_are_those_that_opencv_sees(tmp_path, pixels):
+    picture = cv2.resize(np.random.default_rng(2).integers(0, 255, (6, 8, 3), dtype=np.uint8), (64, 48))
+    with av.open(str(tmp_path / "v.mp4"), "w") as container:
+        stream = container.add_stream("libx264", rate=30)
+        stream.width, stream.height, stream.pix_fmt = 64, 48, pixels
+        container.mux(stream.encode(av.VideoFrame.from_ndarray(picture, format="rgb24").reformat(format=pixels)))
+        container.mux(stream.encode())
+    ((_, frame),) = video.iterate_frames(tmp_path / "v.mp4", [0])
+    apart = np.abs(frame.astype(int) - opencv_frames(tmp_path / "v.mp4")[0])
+    assert apart.mean() < 2 if pixels == "yuv420p10le" else apart.max() <= 1  # 10 bits are rounded in other ways
