@@ -119,7 +119,7 @@ def report_memory(data: Path, work: Path) -> None:
 
     The difference is mostly the code of libraries, which every worker of a machine shares.
     """
-    from dfdc_lib.preprocess import _become_worker
+    from dfdc_lib.tasks import use_cores
 
     def tell(done: int, total: int) -> None:
         lines = (line.split(":") for line in Path("/proc/self/smaps_rollup").read_text().split("\n")[1:-1])
@@ -127,7 +127,7 @@ def report_memory(data: Path, work: Path) -> None:
         told = {"videos": done, "resident_mb": megabytes["Rss"], "own_mb": megabytes["Private_Dirty"]}
         print(json.dumps(told), flush=True)
 
-    _become_worker()
+    use_cores(1)
     preprocess(data, WorkFolder(work), PreprocessConfig(), stages=STAGES, progress=tell)
 
 

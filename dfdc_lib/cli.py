@@ -2,9 +2,12 @@
 
 import argparse
 import os
+import signal
 import sys
-import time
-from collections.abc import Callable
+import threading
+from collections import Counter
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 
@@ -25,6 +28,7 @@ from dfdc_lib.config import (
 from dfdc_lib.metadata import read_labels
 from dfdc_lib.paths import WorkFolder
 from dfdc_lib.progress import progress_bar
+from dfdc_lib.tasks import TIME_LIMIT
 from dfdc_lib.video import printable
 
 
@@ -37,13 +41,16 @@ def run_sample(args) -> int:
 
 
 def run_preprocess(args) -> int:
-    from dfdc_lib.preprocess import preprocess
+    from dfdc_lib.preprocess import preprocess, warn_of_space
 
     config = PreprocessConfig(args.every, THRESHOLDS[args.thresholds], args.margin, args.folds)
     work = WorkFolder(args.work) if args.work else WorkFolder.beside(args.data)
+    if {"crop", "masks"} & set(args.stages) and (warning := warn_of_space(args.data, work, args.originals)):
+        print(f"warning: {warning}", file=sys.stderr)
     done = preprocess(
-        args.data, work, config, args.workers, args.originals, args.stages, progress=progress_bar("originals")
-    )
+        args.data, work, config, args.workers, args.originals, args.stages, progress_bar("originals"),
+        args.scheduler, args.time_limit,
+    )  # fmt: skip
     for (stage, action), count in done.actions.items():
         why = {
             "made again": ": settings, files or artifacts had changed",
@@ -61,6 +68,29 @@ def run_preprocess(args) -> int:
         )
     actions = set(done.actions.index.get_level_values("action"))
     return 1 if len(bad) or actions - {"kept", "made", "made again"} else 0
+
+
+def add_workers(command: argparse.ArgumentParser, default: int | None = None, help_default: str = "one a core") -> None:
+    """Where the work is done, and how long one piece of it may take."""
+    what = f"processes that do the work; 0: none, it is done unguarded in the command itself ({help_default})"
+    command.add_argument("--workers", type=count_of, default=default, help=what)
+    command.add_argument(
+        "--scheduler", default="", metavar="ADDRESS", help="a Dask scheduler's, tcp://…: its workers do the work"
+    )
+    command.add_argument(
+        "--time-limit",
+        type=float,
+        default=TIME_LIMIT,
+        metavar="SECONDS",
+        help="that a worker may take for one video's stage",
+    )
+
+
+def count_of(text: str) -> int:
+    """A number of things: 0 or more."""
+    if int(text) < 0:
+        raise ValueError(text)
+    return int(text)
 
 
 def parse_margin(text: str) -> float | str:
@@ -100,32 +130,30 @@ def run_predict(args) -> int:
         check_results,
         find_videos,
         judge_verdicts,
-        load_models,
         name_videos,
-        predict_videos,
         write_verdicts,
     )
+    from dfdc_lib.submission import Judges, judge_videos
 
     config = PredictConfig(args.frames, args.strategy, resize=args.resize)
-    models = load_models(args.checkpoint, backend=args.backend, precision=args.precision)
+    judges = Judges(tuple(args.checkpoint), config, args.backend, args.precision)
     videos = find_videos(args.videos)
+    workers = (0 if len(videos) == 1 else 1) if args.workers is None else args.workers
+    if "sample" in judges.check(keep=not (workers or args.scheduler)):
+        print(f"warning: {REHEARSAL_WARNING}", file=sys.stderr)
     labels = read_labels(args.labels) if args.labels else {}
     if args.out:
         check_results(args.out, args.labels)
-    names = name_videos(videos)
-    if any(model.card.trained_on == "sample" for model in models.values()):
-        print(f"warning: {REHEARSAL_WARNING}", file=sys.stderr)
-    verdicts, saved = [], time.monotonic()
+    names, verdicts = name_videos(videos), []
+    pages = name_pages(names, args.report) if args.report else {}
     try:
-        for verdict in predict_videos(videos, models, config):
+        for verdict, told in judge_videos(videos, judges, args.out, pages, workers, args.scheduler, args.time_limit):
             verdicts.append(verdict)
             print(f"{printable(verdict.video)}: {verdict.status}: {describe(verdict)}", flush=True)
-            if args.report:
-                print_page(verdict, models, args.report, names)
-            if args.out and time.monotonic() - saved > 60:
-                write_verdicts(verdicts, args.out, args.fallback, names)
-                saved = time.monotonic()
-    finally:  # what has been judged is kept, whatever ended the run
+            if told:
+                print(told, file=sys.stdout if told.startswith("page: ") else sys.stderr)
+    finally:  # what has been judged is written, whatever ended the run
+        verdicts.sort(key=lambda verdict: videos.index(verdict.video))
         if args.out and verdicts:
             write_verdicts(verdicts, args.out, args.fallback, names)
             print(f"wrote {args.out}, with status.csv and predictions.parquet beside it")
@@ -141,19 +169,15 @@ def run_predict(args) -> int:
     return 0 if n_scored == len(verdicts) else 1
 
 
-def print_page(verdict, models: dict, folder: Path, names: dict[Path, str]) -> None:
-    """Write the page about a video and say where; a page that fails is said too, and ends nothing."""
-    from dfdc_lib.report import write_page
-    from dfdc_lib.video import VideoError
-
-    name = names[verdict.video].replace(os.sep, "_")
-    pages = [other.replace(os.sep, "_") for other in names.values()]
-    if pages.count(name) > 1 or len(name.encode()) > 150:  # still one file a video, and a name that a disk takes
-        name = f"{name[:60]}_{list(names).index(verdict.video)}"
-    try:
-        print(f"page: {write_page(verdict, models, folder / f'{name}.html')}")
-    except (OSError, ValueError, VideoError) as error:
-        print(f"no page about {names[verdict.video]}: {error}", file=sys.stderr)
+def name_pages(names: dict[Path, str], folder: Path) -> dict[Path, Path]:
+    """Where the page about each video goes: one file a video, of a name that a disk takes."""
+    plain = {video: name.replace(os.sep, "_") for video, name in names.items()}
+    counts = Counter(plain.values())
+    return {
+        video: folder
+        / (f"{name}.html" if counts[name] == 1 and len(name.encode()) <= 150 else f"{name[:60]}_{number}.html")
+        for number, (video, name) in enumerate(plain.items())
+    }
 
 
 def describe(verdict) -> str:
@@ -168,14 +192,24 @@ def describe(verdict) -> str:
 
 def run_doctor(args) -> int:
     from dfdc_lib.doctor import check_checkpoints, check_data, check_environment
+    from dfdc_lib.estimate import estimate_run
+    from dfdc_lib.integrity import check_work
 
+    if args.estimate and not args.data:
+        raise ValueError("an estimate is made from some of your videos: name their folder with --data")
     findings = check_environment() + ([check_data(args.data)] if args.data else [])
+    findings += check_work(WorkFolder(args.work), args.data, args.show) if args.work else []
     findings += [finding for path in args.checkpoint for finding in check_checkpoints(path)]
     for finding in findings:
         print(
             f"{'ok ' if finding.ok else 'BAD'} {finding.what}: {finding.found}"
             + (f" ({finding.advice})" * bool(finding.advice))
         )
+    if args.estimate:
+        table = estimate_run(args.data, args.estimate)
+        print("preprocessing all of {data} with {workers} workers, by {originals} originals and {fakes} fakes:".format(
+            data=args.data, **table.attrs))  # fmt: skip
+        print(table.to_string(index=False, na_rep="", float_format="{:,.2f}".format))
     return 0 if all(f.ok for f in findings) else 1
 
 
@@ -209,7 +243,7 @@ def build_parser() -> argparse.ArgumentParser:
     )  # fmt: skip
     pre.add_argument("--folds", type=int, default=PreprocessConfig.folds, help="at most so many folds")
     pre.add_argument("--originals", type=int, default=0, help="take only so many originals, evenly over the parts")
-    pre.add_argument("--workers", type=int, default=cores)
+    add_workers(pre, default=cores)
 
     tr = add("train", run_train, "train one classifier on all folds but one")
     tr.add_argument("--work", type=Path, required=True)
@@ -244,6 +278,7 @@ def build_parser() -> argparse.ArgumentParser:
     )  # fmt: skip
     pred.add_argument("--backend", choices=BACKENDS, default="auto", help="what computes the scores")
     pred.add_argument("--precision", choices=PRECISIONS, default="auto", help="of the scores' arithmetic")
+    add_workers(pred, help_default="1 for several videos, else 0")
     pred.add_argument("--out", type=Path, help="write a submission here, status.csv and predictions.parquet beside it")
     pred.add_argument("--fallback", type=float, help="the submission's score of videos that could not be judged")
     pred.add_argument("--labels", type=Path, help="the truth: a data folder, or a CSV with filename,label")
@@ -251,6 +286,12 @@ def build_parser() -> argparse.ArgumentParser:
 
     doc = add("doctor", run_doctor, "what works here, what does not, what to do")
     doc.add_argument("--data", type=Path)
+    doc.add_argument("--work", type=Path, help="a work folder: is all there and whole?")
+    doc.add_argument("--show", type=count_of, default=3, help="how many names to give of what is wrong there")
+    doc.add_argument(
+        "--estimate", type=count_of, default=0, metavar="WORKERS",
+        help="preprocess a few of the videos of --data, and say what all of them will take so many workers",
+    )  # fmt: skip
     doc.add_argument("--checkpoint", nargs="*", type=Path, default=[], metavar="FILE_OR_FOLDER")
     return parser
 
@@ -259,10 +300,31 @@ def main(argv: list[str] | None = None) -> int:
     """Run one command; return its exit code. An error the user can mend is one line, not a traceback."""
     args = build_parser().parse_args(argv)
     try:
-        return args.execute(args)
+        with _terminate_as_interrupt():
+            return args.execute(args)
     except (OSError, ValueError) as error:
         print(f"dfdc: {error}", file=sys.stderr)
         return 2
+    except KeyboardInterrupt:
+        print("dfdc: stopped; what is done is kept, and the same command goes on from there", file=sys.stderr)
+        return 130
+
+
+@contextmanager
+def _terminate_as_interrupt() -> Iterator[None]:
+    """SIGTERM, by which clusters end a job, stops a command as Ctrl-C does: tidily. (Of the main thread only.)"""
+
+    def stop(number, frame) -> None:
+        raise KeyboardInterrupt
+
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.signal(signal.SIGTERM, stop)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 if __name__ == "__main__":

@@ -1,7 +1,5 @@
 """Crops to batches: which are drawn, and how they are read."""
 
-import json
-
 import numpy as np
 import pandas as pd
 import torch
@@ -10,17 +8,25 @@ from torch.utils.data import Dataset
 from dfdc_lib.config import TrainConfig
 from dfdc_lib.geometry import add_margin, isotropic_resize
 from dfdc_lib.manipulate import NotAFace, self_blend
-from dfdc_lib.paths import WorkFolder, face_file, read_mask, read_png
+from dfdc_lib.paths import DamagedFile, WorkFolder, face_file, list_faces, read_mask, read_png
 
 KEY = ["original_id", "frame_idx", "face_idx"]
+NUMBERS = ["label", "frame_idx", "face_idx", "fold"]
 
 
 def read_folds(work: WorkFolder) -> pd.DataFrame:
-    """Read folds.csv: one row a crop. Raises FileNotFoundError with what to run first."""
+    """Read folds.csv: one row a crop. Raises FileNotFoundError, or DamagedFile, with what to run."""
     if not work.folds.exists():
         raise FileNotFoundError(f"{work.folds} is missing: run `dfdc preprocess` first")
     names = dict.fromkeys(["video_id", "original_id", "file"], str)  # "0001" is a name, not a number
-    return pd.read_csv(work.folds, dtype=names, keep_default_na=False)
+    try:
+        several = pd.read_csv(work.folds, dtype=names, keep_default_na=False, chunksize=200_000)  # spares memory
+        rows = pd.concat(several, ignore_index=True)
+    except ValueError as error:  # pandas does not say which file
+        raise DamagedFile(f"{work.folds} can't be read ({error}): delete it and run `dfdc preprocess` again") from error
+    if not {*names, *NUMBERS} <= set(rows) or not all(rows[name].dtype == np.int64 for name in NUMBERS if len(rows)):
+        raise DamagedFile(f"{work.folds} is not what `dfdc preprocess` writes: delete it and run that again")
+    return rows
 
 
 def split_fold(rows: pd.DataFrame, fold: int) -> tuple[pd.DataFrame, pd.DataFrame]:
@@ -37,21 +43,29 @@ def balance(rows: pd.DataFrame, seed: int) -> pd.DataFrame:
 
     The slides: `fakes.sample(n=num_real, replace=False, random_state=seed)`.
     """
-    reals, fakes = rows[rows.label == 0], rows[rows.label == 1]
+    reals, fakes = (np.flatnonzero(rows.label == label) for label in (0, 1))
     if len(fakes) < len(reals):
         raise ValueError(
             f"only {len(fakes)} fakes for {len(reals)} reals: balancing draws fakes to the number of reals"
         )
-    return pd.concat([reals, fakes.sample(n=len(reals), replace=False, random_state=seed)])
+    drawn = pd.Series(fakes).sample(n=len(reals), replace=False, random_state=seed)  # of their places: no copy of all
+    return rows.iloc[np.concatenate([reals, drawn])]
 
 
 def pair(rows: pd.DataFrame) -> pd.DataFrame:
     """Match each fake crop with the real crop of the same original, frame and face: columns real_id, video_id, KEY."""
-    reals = rows[rows.label == 0][KEY].assign(real_id=rows.original_id)
-    pairs = rows[rows.label == 1].merge(reals, on=KEY)
+    pairs = rows.iloc[_find_partnered(rows)].reset_index(drop=True)
     if pairs.empty:
         raise ValueError("no fake crop has its real partner: were the originals preprocessed?")
-    return pairs
+    return pairs.assign(real_id=pairs.original_id)
+
+
+def _find_partnered(rows: pd.DataFrame) -> np.ndarray:
+    """The places of the fakes that have a real partner, once for each. (Merging the rows themselves would copy all.)"""
+    face = rows.groupby(KEY, sort=False).ngroup().to_numpy()  # a number for each original, frame and face
+    reals, fakes = (np.flatnonzero(rows.label == label) for label in (0, 1))
+    of_fakes, of_reals = pd.DataFrame({"face": face[fakes], "place": fakes}), pd.DataFrame({"face": face[reals]})
+    return of_fakes.merge(of_reals, on="face").place.to_numpy()
 
 
 def draw_pairs(pairs: pd.DataFrame, n_pairs: int, seed: int) -> pd.DataFrame:
@@ -63,9 +77,9 @@ def draw_pairs(pairs: pd.DataFrame, n_pairs: int, seed: int) -> pd.DataFrame:
 def read_places(work: WorkFolder, original_id: str) -> dict[str, tuple[np.ndarray, np.ndarray]]:
     """Where the face lies in the crops of an original's family: name of the crop → (box (4,), landmarks (5, 2)).
 
-    Both float32, in pixels of the crop. A box outside the frame has no crop, and no place.
+    Both float32, in pixels of the crop. A box outside the frame has no crop, and no place. Raises DamagedFile.
     """
-    stored, margin = json.loads(work.boxes(original_id).read_text()), work.read_source()["margin"]
+    stored, margin = work.read_boxes(original_id), work.read_source()["margin"]
     places = {}
     for frame in stored["frames"]:
         for face_idx, box, points in zip(frame["face_idx"], frame["boxes"], frame["landmarks"], strict=True):
@@ -80,11 +94,14 @@ def read_places(work: WorkFolder, original_id: str) -> dict[str, tuple[np.ndarra
 
 def check_files(rows: pd.DataFrame, work: WorkFolder) -> None:
     """Raise FileNotFoundError, naming the first, where crops of the table are not on disk: before hours of training."""
+    codes, video_ids = pd.factorize(rows.video_id, sort=True)
+    order = np.argsort(codes, kind="stable")  # by video; groupby would make a table of each
+    ends = np.cumsum(np.bincount(codes, minlength=len(video_ids)))
+    faces = np.split(rows[["frame_idx", "face_idx"]].to_numpy()[order], ends[:-1])
     missing = []
-    for video_id, crops in rows.groupby("video_id"):
-        there = set(work.crop_names(video_id))
-        named = (face_file(frame, face) for frame, face in zip(crops.frame_idx, crops.face_idx, strict=True))
-        missing += [work.crops(video_id) / name for name in named if name not in there]
+    for video_id, named in zip(video_ids, faces, strict=True):
+        there = set(list_faces(work.crops(video_id)))
+        missing += [work.crops(video_id) / face_file(*face) for face in map(tuple, named.tolist()) if face not in there]
     if missing:
         raise FileNotFoundError(
             f"{len(missing)} crops of folds.csv are missing, such as {missing[0]}: preprocess again"
@@ -133,16 +150,23 @@ class CropReader:
             self._scale[key] = max(crop.shape) / longer
         return crop
 
-    def mask(self, video_id: str, frame_idx: int, face_idx: int) -> np.ndarray | None:
-        """Return a fake's mask (H, W) uint8, or None where there is none."""
+    def mask(self, video_id: str, frame_idx: int, face_idx: int, shape: tuple[int, int]) -> np.ndarray | None:
+        """Return a fake's mask (H, W) uint8, or None where there is none. shape: (H, W) of its crop."""
         path = self.work.masks(video_id) / face_file(frame_idx, face_idx)
-        return read_mask(path) if path.exists() else None
+        mask = read_mask(path) if path.exists() else None
+        if mask is not None and mask.shape != shape:
+            raise DamagedFile(f"{path} has {mask.shape} pixels, its crop {shape}: run `dfdc preprocess` again")
+        return mask
 
     def landmarks(self, original_id: str, frame_idx: int, face_idx: int) -> np.ndarray:
-        """Return the landmarks (5, 2) in pixels of the crop as it lies on disk."""
+        """Return the landmarks (5, 2) in pixels of the crop as it lies on disk. Raises DamagedFile for want of them."""
         if original_id not in self._places:
             self._places[original_id] = read_places(self.work, original_id)
-        return self._places[original_id][face_file(frame_idx, face_idx)][1]
+        name = face_file(frame_idx, face_idx)
+        if name not in self._places[original_id]:
+            boxes = self.work.boxes(original_id)
+            raise DamagedFile(f"{boxes} has no face for the crop {name}: run `dfdc preprocess` again")
+        return self._places[original_id][name][1]
 
     def blend_with_itself(
         self, crop: np.ndarray, key: tuple[str, int, int], rng: np.random.Generator
@@ -173,11 +197,19 @@ class CropDataset(Dataset):
         return len(self.rows)
 
     def __getitem__(self, index: int) -> tuple[torch.Tensor, torch.Tensor] | None:
-        *key, label, original_id = self.rows[index]
         try:
-            crop, mask = self.reader(*key), self.reader.mask(*key) if self.hard else None
-        except ValueError:  # the file is there and can't be read: counted by `collate`
+            given, label = self._read(index)
+        except DamagedFile:  # the file is there and can't be used: counted by `collate`
             return None
+        if self.seed is not None:
+            self.transform.set_random_seed(stream_seed(self.seed, index))
+        return self.transform(**given)["image"], torch.tensor(float(label))
+
+    def _read(self, index: int) -> tuple[dict, int]:
+        """What the transform is given, and the label."""
+        *key, label, original_id = self.rows[index]
+        crop = self.reader(*key)
+        mask = self.reader.mask(*key, crop.shape[:2]) if self.hard else None
         rng = _blending_stream(self.seed, index)
         if label == 0 and rng.random() < self.self_blend:
             own = self.reader.blend_with_itself(crop, tuple(key), rng)
@@ -186,9 +218,7 @@ class CropDataset(Dataset):
         if self.hard:
             mask = np.zeros(crop.shape[:2], np.uint8) if mask is None else mask
             given |= {"mask": mask, "landmarks": self.reader.landmarks(original_id, *key[1:]), "label": label}
-        if self.seed is not None:
-            self.transform.set_random_seed(stream_seed(self.seed, index))
-        return self.transform(**given)["image"], torch.tensor(float(label))
+        return given, label
 
 
 class PairDataset(Dataset):
@@ -210,19 +240,27 @@ class PairDataset(Dataset):
         return len(self.rows)
 
     def __getitem__(self, index: int) -> tuple[torch.Tensor, torch.Tensor] | None:
-        real_id, fake_id, *place = self.rows[index]
         try:
-            given = {"image": self.reader(real_id, *place), "fake": self.reader(fake_id, *place)}
-        except ValueError:
+            given = self._read(index)
+        except DamagedFile:
             return None
-        rng = _blending_stream(self.seed, index)
-        if rng.random() < self.self_blend:
-            own = self.reader.blend_with_itself(given["image"], (real_id, *place), rng)
-            given["fake"] = own[0] if own else given["fake"]
         if self.seed is not None:
             self.transform.set_random_seed(stream_seed(self.seed, index))
         both = self.transform(**given)
         return torch.stack([both["image"], both["fake"]]), torch.tensor([0.0, 1.0])
+
+    def _read(self, index: int) -> dict[str, np.ndarray]:
+        """The real crop and its fake."""
+        real_id, fake_id, *place = self.rows[index]
+        given = {"image": self.reader(real_id, *place), "fake": self.reader(fake_id, *place)}
+        if given["image"].shape != given["fake"].shape:
+            crop = self.reader.work.crops(fake_id) / face_file(*place)
+            raise DamagedFile(f"{crop} is not of the size of its partner in {real_id}: run `dfdc preprocess` again")
+        rng = _blending_stream(self.seed, index)
+        if rng.random() < self.self_blend:
+            own = self.reader.blend_with_itself(given["image"], (real_id, *place), rng)
+            given["fake"] = own[0] if own else given["fake"]
+        return given
 
 
 def _blending_stream(seed: int | None, index: int) -> np.random.Generator:

@@ -4,6 +4,7 @@ import os
 from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cache
 from itertools import groupby
 from typing import NamedTuple
 
@@ -65,6 +66,12 @@ class FaceDetector:
         return [
             _inside(faces.scaled(1 / scale), *size) for faces, scale, size in zip(found, scales, sizes, strict=True)
         ]
+
+
+@cache
+def shared_detector(thresholds: tuple[float, float, float], threads: int) -> FaceDetector:
+    """A detector that is made once a process, since that takes seconds. The arguments: as FaceDetector's."""
+    return FaceDetector(thresholds, threads=threads)
 
 
 def _scale(size: tuple[int, int], resize: str) -> float:

@@ -79,7 +79,9 @@ def _openvino_scorer(classifier: nn.Module, size: int, low: bool) -> Callable[[T
     able = "BF16" in openvino.Core().get_property("CPU", "OPTIMIZATION_CAPABILITIES")
     precision = "bf16" if low and able else "f32"
     example, shape = torch.zeros(1, 3, size, size), (-1, 3, size, size)
-    compiled = compile_network(classifier, example, shape, INFERENCE_PRECISION_HINT=precision)
+    threads = torch.get_num_threads()  # a process that shares the machine was given its own number of them
+    settings = {"INFERENCE_PRECISION_HINT": precision, "INFERENCE_NUM_THREADS": threads}
+    compiled = compile_network(classifier, example, shape, **settings)
     request = Request(compiled)
     return lambda crops: request(crops)[0]
 

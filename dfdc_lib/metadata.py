@@ -1,10 +1,11 @@
 """DFDC's JSON files to one table, and folds that never split an original from its fakes."""
 
-import json
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
+
+from dfdc_lib.paths import DamagedFile, read_json, show
 
 COLUMNS = ["video_id", "file", "label", "original_id", "part"]
 
@@ -49,19 +50,23 @@ def read_labels(source: Path) -> dict[str, int]:
     if Path(source).is_dir():
         table = read_metadata(source)
         return dict(zip(table.file.map(lambda file: Path(file).name), table.label.tolist(), strict=True))
-    table = pd.read_csv(source, dtype={"filename": str}, keep_default_na=False)
+    try:
+        table = pd.read_csv(source, dtype={"filename": str}, keep_default_na=False)
+    except ValueError as error:  # pandas does not say which file
+        raise MetadataError(f"{source} is not a CSV file that can be read: {error}") from error
     if not {"filename", "label"} <= set(table) or not set(table.label) <= {0, 1}:
         raise MetadataError(f"{source} must have the columns filename and label, with 1 for a fake and 0 for a real")
+    repeated = table.filename[table.filename.duplicated()]
+    if len(repeated):
+        raise MetadataError(f"{source}: video {show(repeated.iloc[0])} is listed twice")
     return dict(zip(table.filename, table.label.tolist(), strict=True))
 
 
 def _read_part(data: Path, path: Path) -> list[tuple]:
     try:
-        entries = json.loads(path.read_text(), object_pairs_hook=_refuse_repeats)
-    except MetadataError as error:
-        raise MetadataError(f"{path}: {error}") from None
-    except (ValueError, RecursionError) as error:
-        raise MetadataError(f"{path} is not JSON: {error}") from error
+        entries = read_json(path)
+    except DamagedFile as error:
+        raise MetadataError(str(error)) from error
     if not isinstance(entries, dict):
         raise MetadataError(f"{path} must hold one object, video name to properties")
     suffix = path.parent.name.rsplit("_", 1)[-1]
@@ -69,31 +74,24 @@ def _read_part(data: Path, path: Path) -> list[tuple]:
     return [_read_entry(path, data, part, name, entry) for name, entry in entries.items()]
 
 
-def _refuse_repeats(pairs: list[tuple]) -> dict:
-    entries = dict(pairs)
-    if len(entries) < len(pairs):
-        names = [name for name, _ in pairs]
-        raise MetadataError(f"{next(name for name in names if names.count(name) > 1)!r} is listed twice")
-    return entries
-
-
 def _is_file_name(value) -> bool:
-    """A name that every file system takes, and that can't lead anywhere else."""
-    if not isinstance(value, str) or Path(value).name != value or not Path(value).stem.strip("."):
+    """A name that every file system takes, and that can't lead anywhere else. Hidden files are not videos."""
+    if not isinstance(value, str) or Path(value).name != value or value[:1] in ("", "."):
         return False
-    return value.isprintable() and len(value.encode(errors="replace")) <= 200
+    # 255 bytes is what file systems take; an artifact that is being written has its machine and process in its name.
+    return value.isprintable() and len(value.encode(errors="replace")) <= 150
 
 
 def _read_entry(path: Path, data: Path, part: int, name: str, entry) -> tuple:
     def require_name(value, what: str) -> str:
         if not _is_file_name(value):
-            raise MetadataError(f"{path}: {what} {value!r} is not a plain file name")
+            raise MetadataError(f"{path}: {what} {show(value)} is not a plain file name")
         return Path(value).stem
 
     video_id = require_name(name, "video")
     label = entry.get("label") if isinstance(entry, dict) else None
     if label not in ("REAL", "FAKE"):
-        raise MetadataError(f"{path}: {name} needs a label of REAL or FAKE, got {label!r}")
+        raise MetadataError(f"{path}: {name} needs a label of REAL or FAKE, got {show(label)}")
     fake = label == "FAKE"
     original_id = require_name(entry.get("original"), f"the original of {name}") if fake else video_id
     return video_id, str((path.parent / name).relative_to(data)), int(fake), original_id, part

@@ -1,6 +1,7 @@
 """The classifier: a timm encoder, an average, a dropout and one logit. And the checkpoints that hold it."""
 
 import pickle
+import struct
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from functools import partial
@@ -13,17 +14,32 @@ from torch import Tensor, nn
 
 from dfdc_lib.config import ENCODERS, EncoderPreset, encoder_preset
 from dfdc_lib.inference import make_scorer
-from dfdc_lib.paths import appear_whole
+from dfdc_lib.paths import appear_whole, show
+
+# What torch.load raises for a file that is none of its own, or not whole.
+UNREADABLE = (
+    pickle.UnpicklingError, RuntimeError, EOFError, LookupError, TypeError, AttributeError, OSError, ValueError,
+    ArithmeticError, AssertionError, struct.error,
+)  # fmt: skip
 
 
 @dataclass(frozen=True)
 class ModelCard:
-    """What a checkpoint must know to be used rightly."""
+    """What a checkpoint must know to be used rightly. Raises ValueError for what no checkpoint of ours says."""
 
     encoder: str  # a name from config.ENCODERS, or timm's
     size: int  # side of the square input, pixels
     margin: float | str = 0.2  # of the crops that it was trained on
     trained_on: str = "nothing"  # "nothing", "sample" or the data folder's name
+
+    def __post_init__(self):
+        for name in (self.encoder, self.trained_on):
+            if not isinstance(name, str):
+                raise ValueError(f"encoder and trained_on are names, got {show(name)}")
+        if not isinstance(self.size, int) or not 1 <= self.size <= 4096:
+            raise ValueError(f"size is a number of pixels, at most 4096, got {show(self.size)}")
+        if self.margin != "upstream" and not (isinstance(self.margin, int | float) and 0 <= self.margin <= 100):
+            raise ValueError(f'margin is a number, 0 to 100, or "upstream", got {show(self.margin)}')
 
 
 class DeepfakeClassifier(nn.Module):
@@ -162,7 +178,10 @@ def load_strictly(module: nn.Module, weights: dict[str, Tensor], path: Path) -> 
         told = [f"{len(keys)} {what}, such as {', '.join(keys[:3])}" for what, keys in
                 (("missing", missing), ("unknown", extra), ("of another shape", sorted(unlike))) if keys]  # fmt: skip
         raise ValueError(f"{path} does not fit its model: {'; '.join(told)}")
-    module.load_state_dict(weights)
+    try:
+        module.load_state_dict(weights)
+    except RuntimeError as error:  # tensors of a kind that can't be copied
+        raise ValueError(f"{path} does not fit its model: {error}") from error
 
 
 def read_weights(path: Path) -> dict:
@@ -175,7 +194,7 @@ def read_weights(path: Path) -> dict:
     try:
         with torch.serialization.safe_globals(numpy_number):
             stored = torch.load(path, map_location="cpu", weights_only=True)
-    except (pickle.UnpicklingError, RuntimeError, EOFError, LookupError, TypeError, AttributeError, OSError) as error:
+    except UNREADABLE as error:
         raise ValueError(f"{path} is not a checkpoint that can be read safely: {error}") from error
     if not isinstance(stored, dict):
         raise ValueError(f"{path} is not a checkpoint: it holds a {type(stored).__name__}")
@@ -195,8 +214,10 @@ def load_checkpoint(path: Path) -> DeepfakeClassifier:
     Only tensors and plain values are read: nothing in the file is executed. Raises FileNotFoundError, or ValueError
     that names the file and what is wrong with it.
     """
-    if not Path(path).is_file():
+    if not Path(path).exists():
         raise FileNotFoundError(f"no such checkpoint: {path}")
+    if not Path(path).is_file():
+        raise ValueError(f"{path} is a folder, a pipe or a device: name a checkpoint's file, such as best.pt of a run")
     stored = read_weights(path)
     if "state_dict" not in stored:
         raise ValueError(f"{path} is not a checkpoint of this project or of upstream: it lacks 'state_dict'")
@@ -206,12 +227,15 @@ def load_checkpoint(path: Path) -> DeepfakeClassifier:
     if "card" in stored:
         try:
             card = ModelCard(**stored["card"])
-        except TypeError as error:
-            raise ValueError(f"{path} has a card that can't be read: {error}") from error
+            encoder_preset(card.encoder)
+        except UNREADABLE as error:
+            raise ValueError(f"{path} has a card that can't be used: {error}") from error
     else:
         weights, card = adopt_upstream(weights, path)
     model = DeepfakeClassifier(card.encoder)
     load_strictly(model, weights, path)
+    if not all(value.isfinite().all() for value in model.state_dict().values()):
+        raise ValueError(f"{path} holds weights that are no numbers: its training went astray; take an earlier one")
     model.card = card
     return model.eval()
 

@@ -6,7 +6,6 @@ dropped as soon as its faces are cut out, so memory does not grow with a video's
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
-from functools import cache
 from pathlib import Path
 from typing import NamedTuple
 
@@ -18,11 +17,12 @@ import torch
 from dfdc_lib.aggregate import STRATEGIES, join_videos
 from dfdc_lib.augment import valid_transforms
 from dfdc_lib.config import PredictConfig
-from dfdc_lib.faces import DETECT_AT_ONCE, FaceDetector, Faces, link_faces
+from dfdc_lib.faces import DETECT_AT_ONCE, Faces, link_faces, shared_detector
 from dfdc_lib.geometry import add_margin, crop_box, isotropic_resize, spread_indices
 from dfdc_lib.metrics import log_loss
 from dfdc_lib.model import DeepfakeClassifier, load_checkpoint
 from dfdc_lib.paths import appear_whole
+from dfdc_lib.tasks import cores
 from dfdc_lib.video import VideoError, iterate_frames, printable, probe, run_ahead
 
 VIDEO_SUFFIXES = (".mp4", ".mov", ".avi", ".mkv", ".webm")
@@ -40,9 +40,10 @@ class Verdict:
     """What can be said about one video.
 
     status: "ok" · "short" (fewer frames than asked for, or the file breaks off) · "decode_error" · "detect_error" ·
-    "no_face" · "no_video_stream" · "unreadable" · "missing". p_fake is None where no face was seen: what could not be
-    judged has no score. The first four may have one, from the frames that could be read. faces: one row a face and
-    checkpoint (frame_idx, face_idx, box x0, y0, x1, y1 in pixels, the detector's score, checkpoint, p_fake).
+    "no_face" · "no_video_stream" · "unreadable" · "too_large" · "missing" · "crashed" · "timeout" (the last two where
+    workers judge: see tasks.py). p_fake is None where no face was seen: what could not be judged has no score. The
+    first four may have one, from the frames that could be read. faces: one row a face and checkpoint (frame_idx,
+    face_idx, box x0, y0, x1, y1 in pixels, the detector's score, checkpoint, p_fake).
     """
 
     video: Path
@@ -182,11 +183,6 @@ def describe_decoding(n_wanted: int, n_decoded: int, n_missing: int, n_asked: in
     return "ok", ""
 
 
-@cache
-def _detector(thresholds: tuple[float, float, float]) -> FaceDetector:
-    return FaceDetector(thresholds)
-
-
 def detect_in(items: Iterator[Frame | End], config: PredictConfig, cuts: set[Cut]) -> Iterator[Seen | End]:
     """Find the faces of each frame and cut them out; what is not a frame is passed on."""
     failed, waiting = "", []
@@ -208,7 +204,9 @@ def detect_in(items: Iterator[Frame | End], config: PredictConfig, cuts: set[Cut
 def _detect_or_tell(frames: list[Frame], config: PredictConfig) -> list[Faces | str]:
     """The faces of each frame, or what went wrong with it: one odd frame does not cost its neighbours theirs."""
     try:
-        return _detector(config.thresholds).detect_resized([frame.picture for frame in frames], config.resize)
+        return shared_detector(config.thresholds, cores()).detect_resized(
+            [frame.picture for frame in frames], config.resize
+        )
     except (ValueError, RuntimeError, cv2.error) as error:
         if len(frames) == 1:
             return [f"{type(error).__name__}: {error}"]

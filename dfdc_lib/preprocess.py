@@ -7,18 +7,17 @@ Each stage of each video ends in a status. It says the worst that happened; what
 (a video with one broken frame keeps its other crops), and `count` says how much that is.
 """
 
+import errno
 import importlib.metadata
 import json
 import os
 import shutil
-import threading
+import uuid
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor, as_completed
-from concurrent.futures.process import BrokenProcessPool
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field
 from functools import cache
 from itertools import islice
-from multiprocessing import get_context, parent_process
 from pathlib import Path
 from typing import NamedTuple
 
@@ -27,15 +26,18 @@ import numpy as np
 import pandas as pd
 
 from dfdc_lib.config import STAGES, PreprocessConfig
-from dfdc_lib.faces import DETECT_AT_ONCE, FaceDetector, FaceLinker
+from dfdc_lib.faces import DETECT_AT_ONCE, FaceLinker, shared_detector
 from dfdc_lib.geometry import add_margin, crop_box, detector_scale
 from dfdc_lib.metadata import assign_folds, describe_folds, read_metadata
 from dfdc_lib.paths import (
+    DamagedFile,
     WorkFolder,
     appear_whole,
+    estimate_space,
     face_file,
     hidden_beside,
-    parse_face_file,
+    hold,
+    list_faces,
     read_png,
     sweep_leftovers,
     take_place,
@@ -43,9 +45,11 @@ from dfdc_lib.paths import (
     write_png,
 )
 from dfdc_lib.ssim import ssim_difference
+from dfdc_lib.tasks import TIME_LIMIT, TRIES, Lost, WorkerDied, cores, run_tasks, watched
 from dfdc_lib.video import VideoError, VideoInfo, iterate_frames, probe, run_ahead
 
 FOLD_COLUMNS = ["video_id", "file", "label", "original_id", "frame_idx", "face_idx", "part", "fold"]
+ENTRY = {"status": str, "count": int, "reason": str, "settings": dict, "inputs": list}  # a manifest's, of a stage
 FAILURES = (ValueError, RuntimeError, OSError, cv2.error)  # of one video: they become its status
 
 
@@ -69,39 +73,74 @@ def preprocess(
     data: Path,
     work: WorkFolder,
     config: PreprocessConfig = PreprocessConfig(),
-    workers: int = 1,
+    workers: int = 0,
     originals: int = 0,
     stages: Sequence[str] = STAGES,
     progress: Callable[[int, int], None] = lambda done, total: None,
+    scheduler: str = "",
+    time_limit: float = TIME_LIMIT,
 ) -> Summary:
     """Bring a data set, or some originals of it, through the stages.
 
     What is complete and was made with the same settings from the same files is kept, so an interrupted run goes on
     where it stopped; what was made with others is made again. originals: take only so many, evenly over the parts; 0
-    takes all. workers: processes, 0 for one a core. stages: some of `config.STAGES`. progress(done, total) is called
-    after each original.
+    takes all. stages: some of `config.STAGES`. progress(done, total) is called after each original.
+
+    workers: processes of this machine; scheduler: the address of a Dask scheduler, whose workers see the same folders
+    under the same names. With either, a stage that takes its process with it twice is `crashed`, and one that takes
+    longer than `time_limit` seconds a `timeout`; the others go on. With neither all is done here, unguarded.
+
+    Raises ValueError where another run is writing to `work`, and OSError where the disk does not take what is made.
     """
     unknown = [stage for stage in stages if stage not in STAGES]
     if unknown or not stages:
         raise ValueError(f"stages must be some of {', '.join(STAGES)}, got {', '.join(unknown) or 'none'}")
     table = read_metadata(data)
-    chosen = choose_originals(table, originals, Path(data))
+    data, work = Path(data).absolute(), WorkFolder(Path(work.root).absolute())  # workers may stand elsewhere
+    chosen = choose_originals(table, originals, data)
+    with hold(work.root), _begin_run(work, guarded=bool(workers or scheduler)) as run_id:
+        families = [
+            Family(data, work, config, tuple(stages), rows.to_dict("records"), run_id, time_limit)
+            for _, rows in chosen.groupby("original_id")
+        ]
+        done = _run(families, workers, scheduler, progress) if set(stages) - {"folds"} else {}
+        status = collect_status(work, table, config)
+        if {"crop", "folds"} & set(stages):
+            source = {"trained_on": _name(data), "margin": config.margin, "settings": config.of_stage("crop")}
+            write_json(work.source, source)
+        announced = write_folds(work, table, config) if "folds" in stages else ""
+        with appear_whole(work.status) as temporary:
+            status.to_csv(temporary, index=False)
+    actions = pd.DataFrame([(*key, action) for key, action in done.items()], columns=["video_id", "stage", "action"])
+    return Summary(status, actions.groupby(["stage", "action"], sort=False).size().rename("videos"), announced)
+
+
+@contextmanager
+def _begin_run(work: WorkFolder, guarded: bool) -> Iterator[str]:
+    """Remove what killed runs left behind, and give this one a name, by which its workers know that it goes on."""
     for folder in ("", "manifest", "boxes", "crops", "masks"):
         sweep_leftovers(work.root / folder)
-    families = [
-        Family(Path(data), work, config, tuple(stages), rows.to_dict("records"))
-        for _, rows in chosen.groupby("original_id")
-    ]
-    done = _run(families, workers or os.cpu_count() or 1, progress) if set(stages) - {"folds"} else {}
-    actions = pd.DataFrame([(*key, action) for key, action in done.items()], columns=["video_id", "stage", "action"])
-    status = collect_status(work, table, config)
-    if {"crop", "folds"} & set(stages):
-        source = {"trained_on": _name(data), "margin": config.margin, "settings": config.of_stage("crop")}
-        write_json(work.source, source)
-    announced = write_folds(work, table, config) if "folds" in stages else ""
-    with appear_whole(work.status) as temporary:
-        status.to_csv(temporary, index=False)
-    return Summary(status, actions.groupby(["stage", "action"], sort=False).size().rename("videos"), announced)
+    shutil.rmtree(work.attempts, ignore_errors=True)
+    run_id = uuid.uuid4().hex if guarded else ""
+    try:
+        if guarded:
+            write_json(work.attempts / "run", run_id)
+        yield run_id
+    finally:
+        shutil.rmtree(work.attempts, ignore_errors=True)
+
+
+def warn_of_space(data: Path, work: WorkFolder, originals: int = 0) -> str:
+    """A sentence where the disk will hardly hold the crops and masks that are still to be made; else ""."""
+    data = Path(data)
+    chosen = choose_originals(read_metadata(data), originals, data)
+    made = {path.name for path in (work.root / "crops").glob("*")}
+    new = [row.file for row in chosen.itertuples() if row.video_id not in made and os.path.exists(data / row.file)]
+    standing = next(folder for folder in (work.root, *work.root.absolute().parents) if folder.exists())
+    needed, free = estimate_space(len(new), work) / 1e9, shutil.disk_usage(standing).free / 1e9
+    if needed < free:
+        return ""
+    return f"{len(new)} new videos will take about {needed:.3g} GB in {work.root}, and {free:.3g} GB are free"
 
 
 def _name(data: Path) -> str:
@@ -119,7 +158,7 @@ def choose_originals(table: pd.DataFrame, count: int, data: Path) -> pd.DataFram
     if count == 0:
         return table
     first = table.sort_values("label", kind="stable").drop_duplicates("original_id").sort_index()
-    present = [row.label == 0 and (data / row.file).exists() for row in first.itertuples()]
+    present = [row.label == 0 and os.path.exists(data / row.file) for row in first.itertuples()]
     parts = sorted(first.part.unique())
     order = dict(zip(parts, np.random.default_rng(0).permutation(len(parts)), strict=True))
     first = first.assign(absent=~np.array(present), order=first.part.map(order))
@@ -128,57 +167,16 @@ def choose_originals(table: pd.DataFrame, count: int, data: Path) -> pd.DataFram
     return table[table.original_id.isin(chosen)].reset_index(drop=True)
 
 
-def _run(families: list["Family"], workers: int, progress: Callable[[int, int], None]) -> dict[tuple[str, str], str]:
-    """Run every family, here or in processes; return what was done: (video_id, stage) → action."""
+def _run(
+    families: list["Family"], workers: int, scheduler: str, progress: Callable[[int, int], None]
+) -> dict[tuple[str, str], str]:
+    """Run every family; return what was done: (video_id, stage) → action."""
     actions: dict[tuple[str, str], str] = {}
-    if workers <= 1:
-        for done, family in enumerate(families, 1):
-            actions |= family.run()
-            progress(done, len(families))
-        return actions
-    with ProcessPoolExecutor(workers, mp_context=get_context("spawn"), initializer=_start_worker) as pool:
-        tasks = [pool.submit(family.run) for family in families]
-        try:
-            for done, task in enumerate(as_completed(tasks), 1):
-                actions |= task.result()
-                progress(done, len(families))
-        except BrokenProcessPool as error:
-            lost = "a worker process died, most often for want of memory: run again, what is done is kept"
-            raise OSError(lost) from error
-        except BaseException:  # Ctrl-C above all: do not go on with what is waiting
-            pool.shutdown(wait=False, cancel_futures=True)
-            raise
+    lives = 1 + TRIES * len(STAGES) * max((len(family.rows) for family in families), default=0)
+    for done, (_, made) in enumerate(run_tasks(Family.run, families, workers, scheduler, lives), 1):
+        actions |= made
+        progress(done, len(families))
     return actions
-
-
-def _become_worker() -> None:
-    """One thread, since the pool has a process for each core."""
-    global _threads
-    _threads = 1
-    cv2.setNumThreads(1)
-
-
-def _start_worker() -> None:
-    """Be a worker, and do not outlive the parent."""
-    _become_worker()
-
-    def follow_parent() -> None:
-        parent_process().join()
-        os._exit(1)
-
-    threading.Thread(target=follow_parent, daemon=True).start()
-
-
-_threads = 0  # that the detector may use in this process; 0: as many as there are cores
-
-
-@cache
-def _detector(thresholds: tuple[float, float, float]) -> FaceDetector:
-    if _threads:
-        import torch  # only now: a worker that finds everything made needs none of it
-
-        torch.set_num_threads(_threads)
-    return FaceDetector(thresholds, threads=_threads)
 
 
 @dataclass
@@ -202,6 +200,10 @@ class Ahead:
         self.made = None if self.broken else made
 
 
+class Superseded(WorkerDied):
+    """Another worker has taken this family over, because this one seemed dead."""
+
+
 @dataclass
 class Family:
     """An original and its fakes on their way through detect, crop and masks: the unit of work."""
@@ -211,6 +213,9 @@ class Family:
     config: PreprocessConfig
     stages: tuple[str, ...]
     rows: list[dict]  # their lines of the metadata table
+    run_id: str = ""  # of the run whose workers do it; "": it is done in the process of the caller, unguarded
+    time_limit: float = TIME_LIMIT  # seconds a stage, where it is guarded
+    claim: str = ""  # the name of this try
     actions: dict[tuple[str, str], str] = field(default_factory=dict)
     forgotten: set[tuple[str, str]] = field(default_factory=set)  # complete ones that had to go
     ahead: dict[tuple[str, str], Ahead] = field(default_factory=dict)
@@ -218,17 +223,52 @@ class Family:
     def run(self) -> dict[tuple[str, str], str]:
         """Run the stages; return what was done: (video_id, stage) → action, as in `Summary`."""
         try:
+            self._claim()
             return self._run()
         finally:
             for left in self.ahead.values():
                 shutil.rmtree(left.folder, ignore_errors=True)  # what stays is swept by the next run
+
+    def _claim(self) -> None:
+        """From now on, whoever else still works on this family is to stop."""
+        if self.run_id:
+            self._require_run()
+            self.claim = uuid.uuid4().hex
+            write_json(self._claim_file, self.claim)
+
+    @property
+    def _claim_file(self) -> Path:
+        return self.work.attempts / f"{self.rows[0]['original_id']}.claim"
+
+    def _require_run(self) -> None:
+        if _read_word(self.work.attempts / "run") != self.run_id:
+            raise Superseded("the run that asked for this is over")
+
+    def require_claim(self) -> None:
+        """Raise Superseded where another worker or run has taken over: a late one must not change anything."""
+        if self.run_id:
+            self._require_run()
+            if _read_word(self._claim_file) != self.claim:
+                raise Superseded("another worker has taken over")
+
+    @contextmanager
+    def appear(self, path: Path) -> Iterator[Path]:
+        """As `appear_whole`, for as long as this worker is the one."""
+        with appear_whole(path) as temporary:
+            yield temporary
+            self.require_claim()
+
+    def _watch(self, video_id: str, stage: str) -> AbstractContextManager:
+        if not self.run_id:
+            return nullcontext()
+        return watched(self.work.attempts / f"{video_id}.{stage}", self.run_id, self.time_limit)
 
     def begin_ahead(self, video_id: str, stage: str) -> Ahead | None:
         """A hidden folder for what the next stage would make; None where that was not asked for, or can't be."""
         if stage not in self.stages:
             return None
         try:
-            folder = hidden_beside(self._folder(video_id, stage))
+            folder = hidden_beside(self._artifact(video_id, stage))
             folder.mkdir()
         except OSError:  # the stage itself will say so
             return None
@@ -240,11 +280,12 @@ class Family:
         ready = self.ahead.get((video_id, stage))
         if ready is None or ready.made is None:
             return None
-        take_place(ready.folder, self._folder(video_id, stage))
+        self.require_claim()
+        take_place(ready.folder, self._artifact(video_id, stage))
         return ready.made
 
-    def _folder(self, video_id: str, stage: str) -> Path:
-        return {"crop": self.work.crops, "masks": self.work.masks}[stage](video_id)
+    def _artifact(self, video_id: str, stage: str) -> Path:
+        return {"detect": self.work.boxes, "crop": self.work.crops, "masks": self.work.masks}[stage](video_id)
 
     def _run(self) -> dict[tuple[str, str], str]:
         original_id = self.rows[0]["original_id"]
@@ -314,28 +355,61 @@ class Family:
             return Made(known["count"], known["status"], known["reason"])
         if stage not in self.stages:
             return Made(0, "not_ready")
-        if known and known.get("complete") and stage != "masks" and not (self.data / row["file"]).exists():
+        stands = known.get("complete") if known else self._artifact(video_id, stage).exists()  # without a record
+        if stands and stage != "masks" and not os.path.exists(self.data / row["file"]):
             self.actions[video_id, stage] = "stale, and the video is gone"  # what can't be made again is left alone
             return Made(0, "not_ready")
+        self.require_claim()
         self.work.folds.unlink(missing_ok=True)  # before anything that it names may change
         self.forgotten |= {(video_id, name) for name in _forget(self.work, video_id, stage)}
         complete, made = True, Made(0)
         try:
-            made = run(self.data / row["file"])
+            with self._watch(video_id, stage):
+                made = run(self.data / row["file"])
+            complete = made.status != "broken_crop"  # that one may be deleted, and will be made again
+        except Lost as error:
+            complete, made = False, Made(0, error.status, error.reason)
         except VideoError as error:
             complete, made = error.status != "unreadable", Made(0, error.status, str(error))
         except FileNotFoundError as error:  # it may come
             complete, made = False, Made(0, "missing_file", str(error))
+        except MemoryError:
+            complete, made = False, Made(0, "out_of_memory", "this machine's memory does not hold it")
         except FAILURES as error:
+            _blame_disk(error, self.work)
             complete, made = False, Made(0, "error", f"{type(error).__name__}: {error}")
+        self.require_claim()
         _record(self.work, video_id, stage, made, settings, files, complete)
         self.actions[video_id, stage] = "made again" if (video_id, stage) in self.forgotten else "made"
         return made
 
     def _fingerprint(self, rows: list[dict]) -> list:
         """Which files a stage reads: size and time of change of each, or None for one that is not there."""
-        paths = [self.data / row["file"] for row in rows]
-        return [[p.stat().st_size, p.stat().st_mtime_ns] if p.exists() else None for p in paths]
+        return [_describe_file(self.data / row["file"]) for row in rows]
+
+
+def _describe_file(path: Path) -> list[int] | None:
+    try:
+        about = os.stat(path)
+    except OSError:  # not there; or it may not be looked at, which the stage will say
+        return None
+    return [about.st_size, about.st_mtime_ns]
+
+
+def _read_word(path: Path) -> str:
+    try:
+        return json.loads(path.read_text())
+    except FileNotFoundError:
+        return ""
+
+
+def _blame_disk(error: Exception, work: WorkFolder) -> None:
+    """Raise OSError where a stage failed because nothing can be written: no video's fault, so the run ends."""
+    full = isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EROFS)
+    forbidden = isinstance(error, PermissionError) and Path(str(error.filename)).is_relative_to(work.root)
+    if full or forbidden:
+        mend = "what is done is kept; mend that and run the same command again"
+        raise OSError(f"can't write to {work.root}: {error.strerror}; {mend}") from error
 
 
 def _is_current(work: WorkFolder, video_id: str, stage: str, known: dict, settings: dict, files: list) -> bool:
@@ -347,10 +421,10 @@ def _is_current(work: WorkFolder, video_id: str, stage: str, known: dict, settin
     if stage == "detect":
         try:
             return known["count"] == len(work.read_faces(video_id))
-        except (ValueError, KeyError, TypeError):  # damaged
+        except ValueError:  # damaged
             return False
     folder = work.crops(video_id) if stage == "crop" else work.masks(video_id)
-    return known["count"] == (sum(1 for _ in folder.glob("*.png")) if folder.is_dir() else 0)
+    return known["count"] == (sum(name.endswith(".png") for name in os.listdir(folder)) if folder.is_dir() else 0)
 
 
 def read_manifest(work: WorkFolder, video_id: str) -> dict:
@@ -358,11 +432,26 @@ def read_manifest(work: WorkFolder, video_id: str) -> dict:
 
     A damaged manifest tells nothing, so its stages are made again.
     """
-    path = work.manifest(video_id)
     try:
-        return json.loads(path.read_text()) if path.exists() else {}
-    except ValueError:
+        return parse_manifest(work.manifest(video_id).read_text())
+    except (FileNotFoundError, ValueError):
         return {}
+
+
+def parse_manifest(text: str) -> dict:
+    """A manifest from its JSON: stage → entry. Raises ValueError where it is damaged."""
+    try:
+        stages = json.loads(text)
+    except RecursionError as error:
+        raise ValueError("nested too deep") from error
+    if not isinstance(stages, dict) or not set(stages) <= set(STAGES[:-1]):
+        raise ValueError("a manifest holds one object, stage to entry")
+    for stage, entry in stages.items():
+        wrong = not isinstance(entry, dict) or [n for n, kind in ENTRY.items() if not isinstance(entry.get(n), kind)]
+        n_inputs = (1 if stage == "detect" else 2) * bool(not wrong and entry["settings"])
+        if wrong or len(entry["inputs"]) != n_inputs:
+            raise ValueError(f"the entry of {stage} lacks something")
+    return stages
 
 
 def _record(
@@ -404,7 +493,7 @@ def detect_faces(path: Path, original_id: str, family: Family) -> Made:
     ahead = family.begin_ahead(original_id, "crop")
     cutter = FaceCutter(ahead.folder, config.margin, info.width, info.height) if ahead else None
     for several in in_groups(read_frames(path, wanted, info), DETECT_AT_ONCE):
-        found = _detector(config.thresholds).detect_resized([picture for _, picture in several])
+        found = shared_detector(config.thresholds, cores()).detect_resized([picture for _, picture in several])
         for (frame_idx, picture), faces in zip(several, found, strict=True):
             frames.append({"frame_idx": frame_idx, "face_idx": linker.link(faces, frame_idx).tolist()})
             frames[-1] |= {k: v.astype(float).round(4).tolist() for k, v in faces._asdict().items()}
@@ -415,6 +504,7 @@ def detect_faces(path: Path, original_id: str, family: Family) -> Made:
     header = {"video_id": original_id, "width": info.width, "height": info.height}
     header |= {"scale": detector_scale(info.width, info.height), "thresholds": config.thresholds}
     header |= {"every": config.every, "versions": _versions()}
+    family.require_claim()
     write_json(family.work.boxes(original_id), header | {"frames": frames})
     if ahead:
         ahead.finish(cutter.judge(with_faces(frames), info.n_frames))
@@ -434,7 +524,7 @@ def _versions() -> dict[str, str]:
 def read_frames(path: Path, wanted: Iterable[int], info: VideoInfo) -> Iterator[tuple[int, np.ndarray]]:
     """As `iterate_frames`; a process that has the cores for itself decodes while it works on earlier frames."""
     frames = iterate_frames(path, wanted, info)
-    return frames if _threads else run_ahead(frames, 4)
+    return frames if cores() == 1 else run_ahead(frames, 4)
 
 
 def in_groups(items: Iterable, size: int) -> Iterator[list]:
@@ -457,14 +547,14 @@ def crop_faces(path: Path, video_id: str, original_id: str, family: Family, comp
     if made := family.take_ahead(video_id, "crop"):
         return made
     work, info = family.work, probe(path)
-    boxes = json.loads(work.boxes(original_id).read_text())
+    boxes = work.read_boxes(original_id)
     wanted, width, height = with_faces(boxes["frames"]), boxes["width"], boxes["height"]
     if (info.width, info.height) != (width, height):
         size = f"{info.width} x {info.height}, its original {width} x {height}"
         return Made(0, "shape_mismatch", f"{path} is {size}: the original's boxes do not fit")
     ahead = family.begin_ahead(video_id, "masks") if compare else None
     comparer = CropComparer(ahead.folder, work.crops(original_id)) if ahead else None
-    with appear_whole(work.crops(video_id)) as folder:
+    with family.appear(work.crops(video_id)) as folder:
         folder.mkdir()
         cutter = FaceCutter(folder, family.config.margin, width, height)
         for frame_idx, picture in read_frames(path, wanted, info):
@@ -522,11 +612,14 @@ def make_masks(fake_id: str, original_id: str, family: Family) -> Made:
     if made := family.take_ahead(fake_id, "masks"):
         return made
     work = family.work
-    with appear_whole(work.masks(fake_id)) as folder:
+    with family.appear(work.masks(fake_id)) as folder:
         folder.mkdir()
         comparer = CropComparer(folder, work.crops(original_id))
         for name in work.crop_names(fake_id):
-            comparer.compare(name, read_png(work.crops(fake_id) / name))
+            try:
+                comparer.compare(name, read_png(work.crops(fake_id) / name))
+            except DamagedFile:  # this crop, or its partner; the others are compared all the same
+                comparer.broken.append(name)
     return comparer.judge()
 
 
@@ -539,6 +632,7 @@ class CropComparer:
     count: int = 0
     alone: list[str] = field(default_factory=list)
     unlike: list[str] = field(default_factory=list)
+    broken: list[str] = field(default_factory=list)
 
     def compare(self, name: str, fake: np.ndarray) -> None:
         """Write the mask of one crop (H, W, 3) uint8 RGB."""
@@ -554,6 +648,10 @@ class CropComparer:
 
     def judge(self) -> Made:
         """How it went."""
+        if self.broken:
+            reason = f"{len(self.broken)} crops or their partners can't be read: {_list_some(self.broken)}"
+            mend = "delete them and run `dfdc preprocess` again"
+            return Made(self.count, "broken_crop", f"{reason}; {mend}")
         if self.alone:
             reason = f"{len(self.alone)} crops without a real partner: {_list_some(self.alone)}"
             return Made(self.count, "missing_partner", reason)
@@ -568,11 +666,11 @@ def collect_status(work: WorkFolder, table: pd.DataFrame, config: PreprocessConf
 
     What was made with other settings than `config`'s is `stale`: it stands, and folds.csv does not name it.
     """
-    rows = []
+    rows, settings = [], {stage: config.of_stage(stage) for stage in STAGES if stage != "folds"}
     for video_id in table.video_id:
         for stage, entry in read_manifest(work, video_id).items():
             told = {name: entry[name] for name in ("status", "count", "reason")}
-            if entry["settings"] not in ({}, config.of_stage(stage)):
+            if entry["settings"] not in ({}, settings[stage]):
                 told |= {"status": "stale", "reason": f"made with other settings ({entry['status']})"}
             rows.append({"video_id": video_id, "stage": stage} | told)
     return pd.DataFrame(rows, columns=["video_id", "stage", "status", "count", "reason"])
@@ -586,16 +684,20 @@ def write_folds(work: WorkFolder, table: pd.DataFrame, config: PreprocessConfig)
     table = table.assign(fold=assign_folds(table, config.folds))
     if (table.groupby("original_id").fold.nunique() > 1).any():
         raise ValueError("a leak: an original and its fakes are in different folds")
-    rows, settings = [], config.of_stage("crop")
-    for video in table.to_dict("records"):
-        entry = read_manifest(work, video["video_id"]).get("crop", {"count": 0, "settings": None})
-        if not entry["count"] or entry["settings"] != settings:
-            continue  # what lies there, if anything, is of an earlier run
-        for name in work.crop_names(video["video_id"]):
-            frame_idx, face_idx = parse_face_file(name)
-            rows.append(video | {"frame_idx": frame_idx, "face_idx": face_idx})
-    folds = pd.DataFrame(rows, columns=FOLD_COLUMNS).sort_values(["part", "video_id", "frame_idx", "face_idx"])
-    with appear_whole(work.folds) as temporary:
-        folds.to_csv(temporary, index=False)
-    used = table[table.video_id.isin(folds.video_id)]
-    return f"{len(folds)} crops; " + describe_folds(used, used.fold.to_numpy())
+    table = table.sort_values(["part", "video_id"], ignore_index=True)
+    settings, faces = config.of_stage("crop"), []  # faces: of each video, (frame_idx, face_idx) of its crops
+    for video_id in table.video_id:
+        entry = read_manifest(work, video_id).get("crop", {"count": 0, "settings": None})
+        current = entry["count"] and entry["settings"] == settings  # else what lies there is of an earlier run
+        faces.append(np.array(list_faces(work.crops(video_id)) if current else [], int).reshape(-1, 2))
+    counts = np.array([len(some) for some in faces], int)
+    with appear_whole(work.folds) as temporary, open(temporary, "w", newline="", encoding="utf-8") as file:
+        pd.DataFrame(columns=FOLD_COLUMNS).to_csv(file, index=False)
+        for start in range(0, len(table), 10_000):  # all at once would be gigabytes
+            some = slice(start, start + 10_000)
+            places = np.concatenate(faces[some])
+            rows = table.iloc[np.repeat(table.index[some], counts[some])]
+            rows = rows.assign(frame_idx=places[:, 0], face_idx=places[:, 1])
+            rows[FOLD_COLUMNS].to_csv(file, index=False, header=False)
+    used = table[counts > 0]
+    return f"{counts.sum()} crops; " + describe_folds(used, used.fold.to_numpy())

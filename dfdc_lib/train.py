@@ -9,7 +9,6 @@ with the same weights, bit for bit on a CPU, as one that was not.
 import hashlib
 import importlib.metadata
 import os
-import platform
 import signal
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
@@ -38,8 +37,8 @@ from dfdc_lib.dataset import (
     stream_seed,
 )
 from dfdc_lib.metrics import log_loss
-from dfdc_lib.model import DeepfakeClassifier, save_checkpoint
-from dfdc_lib.paths import WorkFolder, appear_whole, is_running, write_json
+from dfdc_lib.model import DeepfakeClassifier, read_weights, save_checkpoint
+from dfdc_lib.paths import WorkFolder, appear_whole, hold, write_json
 
 VERSIONS = ("torch", "timm", "accelerate", "albumentations", "opencv-python-headless", "numpy")
 
@@ -161,7 +160,7 @@ def train(
     made_from = {"settings": asdict(config), "data": hashlib.sha256(work.folds.read_bytes()).hexdigest()}
     made_from["processes"] = accelerator.num_processes  # each has a batch of its own
     folder = work.run(name)
-    with _alone(folder, accelerator.is_main_process), _stop_on_signals() as stop:
+    with hold(folder) if accelerator.is_main_process else nullcontext(), _stop_on_signals() as stop:
         trainer = Trainer(work, config, folder, accelerator, made_from, pretrained)
         trainer.load(overwrite)
         trainer.keep_every = keep_every
@@ -335,7 +334,7 @@ class Trainer:
     def load(self, overwrite: bool) -> None:
         """Go on from last.pt, if there is one of the same settings and data."""
         path = self.folder / "last.pt"
-        stored = torch.load(path, map_location="cpu", weights_only=True) if path.exists() else {}
+        stored = read_weights(path) if path.exists() else {}
         training = stored.get("training")
         if training is None or not self._is_same(training["made_from"]):
             if stored and not overwrite:
@@ -409,25 +408,6 @@ def _refuse_strangers(processes: int) -> None:
         raise ValueError(
             f"{announced} processes were started that do not see each other: use torchrun or `accelerate launch`"
         )
-
-
-@contextmanager
-def _alone(folder: Path, is_main: bool) -> Iterator[None]:
-    """Only one run may write to a run's folder at a time."""
-    if not is_main:
-        yield
-        return
-    lock = folder / ".running"
-    folder.mkdir(parents=True, exist_ok=True)
-    if lock.exists():
-        host, _, pid = lock.read_text().rpartition("-")
-        if host != platform.node() or (is_running(int(pid)) and int(pid) != os.getpid()):
-            raise ValueError(f"{folder} is being written by process {pid} on {host}; if that is gone, delete {lock}")
-    lock.write_text(f"{platform.node()}-{os.getpid()}")
-    try:
-        yield
-    finally:
-        lock.unlink(missing_ok=True)
 
 
 @dataclass

@@ -2,6 +2,7 @@
 
 import importlib.util
 import os
+import shutil
 import sys
 from fractions import Fraction
 from pathlib import Path
@@ -54,6 +55,11 @@ def write_intra_video(path, frames, times=None, drop=(), options=None, form="mp4
     path.write_bytes(data)
 
 
+def files_of(work: WorkFolder) -> dict[Path, bytes]:
+    """Everything in a work folder: name → content."""
+    return {p.relative_to(work.root): p.read_bytes() for p in sorted(work.root.rglob("*")) if p.is_file()}
+
+
 @pytest.fixture(scope="session")
 def small_sample(tmp_path_factory) -> Path:
     """Two parts of two originals and four fakes, twelve frames each."""
@@ -66,6 +72,13 @@ def small_work(small_sample) -> WorkFolder:
     work = WorkFolder(small_sample.parent / "work")
     preprocess(small_sample, work, PreprocessConfig(every=6))
     return work
+
+
+@pytest.fixture
+def work_copy(small_work, tmp_path) -> WorkFolder:
+    """A copy of the small sample's artifacts, to be changed."""
+    shutil.copytree(small_work.root, tmp_path / "copy")
+    return WorkFolder(tmp_path / "copy")
 
 
 @pytest.fixture(scope="session")

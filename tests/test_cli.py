@@ -41,7 +41,8 @@ def test_what_could_not_be_judged_shows_in_the_exit_code(checkpoint, tmp_path, c
 @pytest.mark.parametrize(
     ("call", "message"),
     [
-        (["predict", "gone.mp4", "--checkpoint", "gone.pt"], "no such checkpoint: gone.pt"),
+        (["predict", __file__, "--checkpoint", "gone.pt"], "no such checkpoint: gone.pt"),
+        (["predict", "gone.mp4", "--checkpoint", "gone.pt"], "no such file or folder: gone.mp4"),
         (["preprocess", "gone"], "no such folder: gone"),
         (["train", "--work", "gone", "--run", "x"], "dfdc preprocess"),
     ],

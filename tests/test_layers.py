@@ -11,11 +11,12 @@ LIBRARY = Path(__file__).resolve().parent.parent / "dfdc_lib"
 ROWS = [
     ["config", "geometry"],
     ["paths", "progress", "video", "ssim", "metrics", "aggregate", "plots", "forensics", "inference"],
-    ["metadata", "mtcnn", "manipulate", "augment"],
+    ["metadata", "mtcnn", "manipulate", "augment", "tasks"],
     ["faces"],
     ["sample", "preprocess", "dataset", "model"],
     ["train", "predict"],
-    ["doctor", "report"],
+    ["doctor", "report", "estimate"],
+    ["submission", "integrity"],
     ["cli"],
 ]
 ROW_OF = {module: number for number, row in enumerate(ROWS) for module in row}

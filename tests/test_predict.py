@@ -243,7 +243,7 @@ def test_results_never_take_the_place_of_other_files(tmp_path):
 
 
 def test_a_detector_that_fails_on_a_frame_costs_that_frame_alone(zoo, models, monkeypatch):
-    detector = p._detector(p.PredictConfig().thresholds)
+    detector = p.shared_detector(p.PredictConfig().thresholds, 0)
     whole = detector.detect_resized
     third = next(
         frame.picture for number, frame in enumerate(p.decode_videos([zoo / "33_frames.mp4"], 8)) if number == 2

@@ -12,7 +12,7 @@ import cv2
 import numpy as np
 import pandas as pd
 import pytest
-from conftest import write_intra_video
+from conftest import files_of, write_intra_video
 from facenet_pytorch import MTCNN
 
 from dfdc_lib.config import MARGINS, TRAIN_THRESHOLDS, PreprocessConfig
@@ -23,10 +23,6 @@ from dfdc_lib.sample import portrait
 from dfdc_lib.video import iterate_frames
 
 EVERY_6 = PreprocessConfig(every=6)
-
-
-def files_of(work: WorkFolder) -> dict:
-    return {p.relative_to(work.root): p.read_bytes() for p in sorted(work.root.rglob("*")) if p.is_file()}
 
 
 def test_every_video_has_its_crops_and_every_fake_its_masks(small_sample, small_work):
@@ -136,13 +132,6 @@ def test_processes_make_the_same_artifacts(small_sample, small_work, tmp_path):
     assert files_of(work) == files_of(small_work)
 
 
-@pytest.fixture
-def work_copy(small_work, tmp_path) -> WorkFolder:
-    """A copy of the small sample's artifacts, to be changed."""
-    shutil.copytree(small_work.root, tmp_path / "copy")
-    return WorkFolder(tmp_path / "copy")
-
-
 def test_other_settings_make_a_stage_stale_and_only_that_one(small_sample, small_work, work_copy):
     done = preprocess(small_sample, work_copy, PreprocessConfig(every=6, margin=0.5))
     assert done.actions.to_dict() == {("detect", "kept"): 4, ("crop", "made again"): 12, ("masks", "made again"): 8}
@@ -236,6 +225,19 @@ def test_videos_that_are_gone_are_not_forgotten_for_new_settings(small_sample, s
     assert done.actions["crop", "stale, and the video is gone"] == 12
     assert set(done.status[done.status.stage == "crop"].status) == {"stale"}
     assert len(list(work_copy.root.glob("crops/*/*.png"))) == len(list(small_work.root.glob("crops/*/*.png")))
+
+
+def test_videos_that_are_gone_leave_artifacts_whose_record_is_lost(small_sample, work_copy, tmp_path):
+    """What can't be made again is never deleted, though nothing says any more how it was made."""
+    data = tmp_path / "data"
+    shutil.copytree(small_sample, data)
+    before = {path: data for path, data in files_of(work_copy).items() if path.suffix == ".png"}
+    for video in data.rglob("*.mp4"):
+        video.unlink()
+    work_copy.manifest(read_metadata(data).query("label == 0").video_id.iloc[0]).write_text("{")
+    done = preprocess(data, work_copy, EVERY_6)
+    assert done.actions["detect", "stale, and the video is gone"] == 1
+    assert {path: data for path, data in files_of(work_copy).items() if path.suffix == ".png"} == before
 
 
 def test_a_failure_in_the_original_does_not_stick_to_its_fakes(small_sample, small_work, tmp_path, monkeypatch):

@@ -1,0 +1,121 @@
+"""Many videos to a submission: what was judged is kept, and a video that takes its process along costs a status."""
+
+import os
+import signal
+import time
+from dataclasses import replace
+
+import pandas as pd
+import pytest
+import torch
+
+from dfdc_lib import submission
+from dfdc_lib.cli import main
+from dfdc_lib.config import PredictConfig
+from dfdc_lib.metadata import read_metadata
+from dfdc_lib.model import DeepfakeClassifier, save_checkpoint
+from dfdc_lib.submission import Judges, Judging, judge_videos
+from dfdc_lib.tasks import watched
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory):
+    torch.manual_seed(0)
+    path = tmp_path_factory.mktemp("checkpoint") / "tiny.pt"
+    save_checkpoint(path, DeepfakeClassifier("tiny"))
+    return path
+
+
+@pytest.fixture(scope="module")
+def videos(small_sample):
+    return [small_sample / file for file in read_metadata(small_sample).file[:3]]
+
+
+@pytest.fixture
+def judged(monkeypatch):
+    """The videos that were judged anew, in order."""
+    seen, really = [], submission.predict_videos
+
+    def note(paths, *rest):
+        seen.extend(paths)
+        return really(paths, *rest)
+
+    monkeypatch.setattr(submission, "predict_videos", note)
+    return seen
+
+
+def judges_of(checkpoint, frames=2) -> Judges:
+    return Judges((checkpoint,), PredictConfig(frames))
+
+
+def test_a_stopped_run_goes_on_and_ends_as_if_undisturbed(videos, checkpoint, tmp_path, judged, monkeypatch, capsys):
+    call = ["predict", *map(str, videos), "--checkpoint", str(checkpoint), "--frames", "2", "--workers", "0", "--out"]
+    assert main([*call, str(tmp_path / "whole" / "s.csv")]) == 0
+    judged.clear()
+    really = submission.predict_videos
+
+    def stop_at_third(paths, *rest):
+        if paths == [videos[2]]:
+            raise KeyboardInterrupt
+        return really(paths, *rest)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(submission, "predict_videos", stop_at_third)
+        assert main([*call, str(tmp_path / "stopped" / "s.csv")]) == 130
+    assert "the same command goes on" in capsys.readouterr().err
+    assert len(pd.read_csv(tmp_path / "stopped" / "s.csv")) == 2  # what there was is written
+    assert judged == videos[:2]
+    judged.clear()
+    assert main([*call, str(tmp_path / "stopped" / "s.csv")]) == 0
+    assert judged == videos[2:]
+    for name in ("s.csv", "status.csv", "predictions.parquet"):
+        assert (tmp_path / "stopped" / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()
+    assert len(list((tmp_path / "stopped").iterdir())) == 3
+
+
+def test_verdicts_of_other_settings_or_of_another_file_are_made_again(videos, checkpoint, tmp_path, judged):
+    out = tmp_path / "s.csv"
+
+    def begin(judges, some=videos[:2]):
+        """Take one verdict, and leave."""
+        judged.clear()
+        running = judge_videos(some, judges, out)
+        next(running)
+        running.close()
+        return len(judged)
+
+    assert begin(judges_of(checkpoint)) == 1
+    assert begin(judges_of(checkpoint)) == 0
+    assert begin(judges_of(checkpoint, frames=3)) == 1
+    os.utime(checkpoint, (1, 1))
+    assert begin(judges_of(checkpoint, frames=3)) == 1
+    assert begin(judges_of(checkpoint, frames=3), videos[2:]) == 1
+
+
+class Sabotaged(Judging):
+    """The first video of the small sample crashes or hangs its process."""
+
+    def _judge(self):
+        if self.page is None:
+            return super()._judge()
+        with watched(self.kept.with_suffix(".try"), self.run_id, limit=2):
+            time.sleep(600) if self.page.name == "hang" else os.kill(os.getpid(), signal.SIGSEGV)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("fault", "status"), [("crash", "crashed"), ("hang", "timeout")])
+def test_a_video_that_takes_its_process_along_costs_a_status(videos, checkpoint, tmp_path, monkeypatch, fault, status):
+    monkeypatch.setattr(submission, "Judging", Sabotaged)
+    pages = {videos[0]: tmp_path / fault}
+    done = dict((v.video, v) for v, _ in judge_videos(videos[:2], judges_of(checkpoint), None, pages, workers=1))
+    assert (done[videos[0]].status, done[videos[0]].p_fake) == (status, None)
+    here = next(judge_videos(videos[1:2], judges_of(checkpoint)))[0]
+    assert done[videos[1]].status == here.status
+    assert done[videos[1]].p_fake == pytest.approx(here.p_fake, abs=1e-3)
+
+
+def test_a_verdict_survives_the_disk(videos, checkpoint):
+    verdict, _ = next(judge_videos(videos[:1], judges_of(checkpoint)))
+    again = submission._unpack(verdict.video, submission._pack(verdict))
+    pd.testing.assert_frame_equal(again.faces, verdict.faces)
+    assert replace(again, faces=None) == replace(verdict, faces=None)
