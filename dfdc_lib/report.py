@@ -1,11 +1,14 @@
-"""A page about one video: its score, what each person's face scored over time, the most suspicious crops.
+"""A page about one video; a card about a trained model, and one about the data it learned from.
 
-The page is one HTML file that needs no network and runs no script.
+The page is one HTML file that needs no network and runs no script: the video's score, what each person's face scored
+over time, the most suspicious crops. The cards are Markdown. Notebook 11 writes them.
 """
 
 import base64
+import hashlib
 import html
 import io
+from dataclasses import asdict, fields, replace
 from pathlib import Path
 
 import cv2
@@ -17,13 +20,18 @@ from matplotlib.figure import Figure
 
 from dfdc_lib import plots
 from dfdc_lib.augment import valid_transforms
-from dfdc_lib.metrics import at_base_rate
+from dfdc_lib.config import TrainConfig
+from dfdc_lib.dataset import read_folds
+from dfdc_lib.metrics import at_base_rate, auc, bootstrap_interval, log_loss
 from dfdc_lib.model import DeepfakeClassifier
-from dfdc_lib.paths import appear_whole
+from dfdc_lib.paths import WorkFolder, appear_whole, read_json
 from dfdc_lib.predict import REHEARSAL_WARNING, Verdict, cut_face
+from dfdc_lib.train import score_videos
 from dfdc_lib.video import iterate_frames
 
 BASE_RATES = (0.5, 0.1, 0.01, 0.001)
+# What may differ between two runs that both train as the slides say.
+FREE_SETTINGS = ("encoder", "batch", "accumulate", "fold", "seed", "precision", "augmentation")
 STYLE = """
 body { font: 1rem/1.5 system-ui, sans-serif; max-width: 46rem; margin: 2rem auto; padding: 0 1rem; color: #222 }
 body { background: #fff; overflow-wrap: anywhere } img { max-width: 100%; background: #fff; border-radius: 4px }
@@ -156,3 +164,183 @@ def _embed(figure: Figure, text: str) -> str:
         return (
             f'<img alt="{html.escape(text)}" src="data:image/png;base64,{base64.b64encode(file.getvalue()).decode()}">'
         )
+
+
+RUN_COLUMNS = ["run", *(field.name for field in fields(TrainConfig)), "processes", "trained_on", "margin", "data"]
+RUN_COLUMNS += ["versions", "as_slides", "seconds"]
+CARD_WORDS = {  # of the sample: True; of other data: False
+    True: {
+        "model": f"**A rehearsal:** {REHEARSAL_WARNING}.",
+        "data": "**Synthetic:** two public-domain portraits, filmed by a synthetic camera and manipulated.",
+        "use": "To show that the pipeline works, and nothing else.",
+        "limits": "Two people, synthetic pictures, three ways to make a fake: no evidence about other deepfakes.",
+        "model licence": "The portraits are in the public domain.",
+        "data licence": "Portraits: NASA and US Navy, public domain. All else is generated.",
+    },
+    False: {
+        "model": "",
+        "data": "",
+        "use": "Research on the kinds of deepfakes that it learned from: one opinion among others; people decide.",
+        "limits": "",
+        "model licence": "The terms of the data come on top.",
+        "data licence": "The terms under which you got the videos. DFDC's, and crops of them, must not be passed on.",
+    },
+}
+
+
+def read_runs(work: WorkFolder) -> pd.DataFrame:
+    """The finished runs of a work folder, one row each, by name.
+
+    Columns: run; every setting of `config.TrainConfig`; processes; trained_on and margin, from the run's card; data
+    (SHA-256 of the folds.csv it read); versions; as_slides (see `follows_slides`); seconds, on the clock from its
+    first file to its last, interruptions included. A run without held_out.csv is not finished, and left out.
+    """
+    rows = [_read_run(path.parent) for path in sorted(work.root.glob("runs/*/held_out.csv"))]
+    return pd.DataFrame(rows, columns=RUN_COLUMNS).astype({"as_slides": bool})
+
+
+def _read_run(folder: Path) -> dict:
+    about = read_json(folder / "config.json")
+    known = {field.name for field in fields(TrainConfig)}
+    config = TrainConfig(**{name: value for name, value in about["settings"].items() if name in known})
+    versions = ", ".join(f"{name} {version}" for name, version in about["versions"].items())
+    return {
+        "run": folder.name,
+        **asdict(config),
+        "processes": about.get("processes", 1),
+        "trained_on": about["card"]["trained_on"],
+        "margin": about["card"]["margin"],
+        "data": about["data"],
+        "versions": versions,
+        "as_slides": follows_slides(config),
+        "seconds": (folder / "held_out.csv").stat().st_mtime - (folder / "config.json").stat().st_mtime,
+    }
+
+
+def follows_slides(config: TrainConfig) -> bool:
+    """Does a run train as the slides say: their steps, optimizer, schedule, smoothing and augmentation?"""
+    free = {name: getattr(config, name) for name in FREE_SETTINGS}
+    return config == replace(TrainConfig(), **free) and config.augmentation in ("slides", "hard")
+
+
+def read_held_out(work: WorkFolder, run: str) -> pd.DataFrame:
+    """What a finished run says about each crop that it has not seen: the columns of folds.csv, and p_fake."""
+    return pd.read_csv(work.run(run) / "held_out.csv", dtype=dict.fromkeys(["video_id", "original_id", "file"], str))
+
+
+def judge_run(work: WorkFolder, run: str) -> pd.DataFrame:
+    """Log loss and AUC of a run over its held-out videos: one row a strategy and metric, with a 95 % interval.
+
+    Columns: strategy, metric, value, low, high, videos. Intervals: bootstrap over originals.
+    """
+    crops, lines = read_held_out(work, run), []
+    for strategy in ("mean", "confident"):
+        videos = score_videos(crops, strategy)
+        given = (videos.label.to_numpy(), videos.p_fake.to_numpy())
+        for name, metric in (("log loss", log_loss), ("AUC", auc)):
+            low, high = bootstrap_interval(metric, *given, videos.original_id, n_draws=300)
+            lines.append((strategy, name, metric(*given), low, high, len(videos)))
+    return pd.DataFrame(lines, columns=["strategy", "metric", "value", "low", "high", "videos"])
+
+
+def model_card(work: WorkFolder, run: str) -> str:
+    """Markdown about a finished run: what it is for, what it learned from, how good it is, where it ends."""
+    about = _read_run(work.run(run))
+    rows, judged = read_folds(work), judge_run(work, run)
+    seen = rows[rows.fold != about["fold"]]
+    config = {field.name: about[field.name] for field in fields(TrainConfig)}
+    words = CARD_WORDS[about["trained_on"] == "sample"]
+    changed = "" if _is_current(work, about) else "**folds.csv has changed since: these counts may be others.**"
+    return f"""# Model card: {run}
+
+{words["model"]}
+
+**What it is.** {about["encoder"]}, {TrainConfig(**config).input_size} px, one output: the probability that a face was
+manipulated. Crops have a margin of {about["margin"]}. Checkpoint: `runs/{run}/last.pt`.
+
+**Intended use.** {words["use"]}
+Not for accusing anybody, and not as a proof.
+
+**Trained on.** {about["trained_on"]}: {_count(seen)}. Fold {about["fold"]} was held out. {changed}
+SHA-256 of folds.csv: `{about["data"]}`
+
+**How.** {", ".join(f"{name} {value}" for name, value in config.items())}; {about["processes"]} process(es).
+{"These are the slides' settings." if about["as_slides"] else "These are not the slides' settings."}
+Versions: {about["versions"]}.
+
+**How good.** Over held-out videos of the same data set, 95 % by bootstrap over originals:
+
+{_markdown(judged.round(3))}
+
+The epoch was not chosen by these videos: `last.pt` is the end of training. Whoever compares runs by them, chooses by
+them.
+
+**Limits.** {words["limits"]}
+What the training data do not hold, it does not know: other methods, other cameras, stronger compression. It learned
+from as many fakes as originals; where fakes are rarer, a score means less. How it errs by sex, age or skin of those
+who are seen was not measured.
+
+**Licence.** The code: MIT. Weights that began as pretrained ones have those' terms too (the run does not record it).
+{words["model licence"]}
+"""
+
+
+def data_card(work: WorkFolder, table: pd.DataFrame, folder: Path) -> str:
+    """Markdown about the data: how much, from where, what became of it. table: of `read_metadata(folder)`."""
+    source, rows = work.read_source(), read_folds(work)
+    status = pd.read_csv(work.status, dtype={"video_id": str})
+    here = sum((Path(folder) / file).exists() for file in table.file)
+    words = CARD_WORDS[source["trained_on"] == "sample"]
+    by_status = status.groupby(["stage", "status"], sort=False).size().rename("videos").reset_index()
+    by_fold = rows.groupby("fold").agg(
+        parts=("part", "nunique"), originals=("original_id", "nunique"), videos=("video_id", "nunique"),
+        crops=("label", "size"), fake=("label", "mean"),
+    )  # fmt: skip
+    settings = ", ".join(f"{name} {value}" for name, value in source["settings"].items())
+    return f"""# Data card: {source["trained_on"]}
+
+{words["data"]}
+
+**What it is.** {len(table)} videos in {table.part.nunique()} parts: {(table.label == 0).sum()} originals and
+{(table.label == 1).sum()} fakes. {here} of the files are here. Every fake names its original.
+
+**What was made of it.** {_count(rows)}: {rows.video_id.nunique() / len(table):.1%} of the listed videos have a crop.
+Settings: {settings}.
+
+{_markdown(by_status)}
+
+**Folds.** By part, so that an original and its fakes always share one.
+
+{_markdown(by_fold.round(3).reset_index())}
+
+**Limits.** {words["limits"]}
+Videos that are not `ok` are missing from training, and may not be missing by chance: faces turned away, dark scenes.
+
+**Licence.** {words["data licence"]}
+"""
+
+
+def write_card(path: Path, text: str) -> Path:
+    """Write a card, whole or not at all; runs of empty lines become one."""
+    lines = text.splitlines()
+    kept = [line for line, before in zip(lines, ["", *lines], strict=False) if line or before]
+    with appear_whole(path) as temporary:
+        temporary.write_text("\n".join(kept) + "\n", encoding="utf-8")
+    return Path(path)
+
+
+def _count(rows: pd.DataFrame) -> str:
+    reals = (rows.label == 0).sum()
+    return (
+        f"{len(rows)} crops ({reals} real) of {rows.video_id.nunique()} videos, "
+        f"of {rows.original_id.nunique()} originals"
+    )
+
+
+def _is_current(work: WorkFolder, about: dict) -> bool:
+    return hashlib.sha256(work.folds.read_bytes()).hexdigest() == about["data"]
+
+
+def _markdown(table: pd.DataFrame) -> str:
+    lines = [table.columns, ["---"] * len(table.columns), *table.itertuples(index=False)]
+    return "\n".join("| " + " | ".join(str(value) for value in line) + " |" for line in lines)
