@@ -9,7 +9,6 @@ import cv2
 import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
-from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 REAL, FAKE = "#0072B2", "#D55E00"
@@ -66,50 +65,6 @@ def draw_faces(frame: np.ndarray, boxes: np.ndarray, landmarks: np.ndarray) -> n
         for x, y in points:
             cv2.circle(drawn, (int(x), int(y)), 2 * thick, (255, 255, 0), -1)
     return drawn
-
-
-def draw_pipeline(frame: np.ndarray, crop: np.ndarray, mask: np.ndarray, strip: np.ndarray) -> Figure:
-    """The whole solution as one picture: frame, crop, mask, augmented crops, encoder, scores, verdict.
-
-    frame: with its faces drawn in; frame, crop (H, W, 3) uint8 RGB; mask (H, W) uint8; strip: augmented crops side by
-    side. The scores are drawn to explain, not measured.
-    """
-    steps = (
-        "1  detect: MTCNN",
-        "2  crop: box + 20 %",
-        "3  mask: SSIM",
-        "4  augment",
-        "5  score: EfficientNet",
-        "6  join",
-    )
-    figure, axes = plt.subplots(2, 3, figsize=(7.5, 4.4), layout="constrained")
-    for axis, title, picture in zip(axes.flat, steps, (frame, crop, mask, strip, None, None), strict=True):
-        axis.set_title(title, fontsize=10, loc="left")
-        axis.axis("off")
-        axis.set_anchor("NW")
-        if picture is not None:
-            axis.imshow(picture, cmap="magma", vmin=0, vmax=255)
-    _draw_encoder(axes[1, 1])
-    _draw_join(axes[1, 2])
-    return figure
-
-
-def _draw_encoder(axis: Axes) -> None:
-    for i, height in enumerate((0.9, 0.7, 0.5, 0.34)):
-        shade = 0.9 - 0.15 * i
-        axis.add_patch(plt.Rectangle((0.05 + 0.17 * i, 0.5 - height / 2), 0.12, height, color=REAL, alpha=shade))
-    axis.text(0.75, 0.5, "→ p_fake", va="center", fontsize=10)
-    axis.set(xlim=(0.03, 1.15), ylim=(0, 1))
-    axis.set_box_aspect(0.75)
-
-
-def _draw_join(axis: Axes) -> None:
-    scores = 0.84 + 0.1 * np.sin(np.arange(32)) - 0.5 * (np.arange(32) % 9 == 4)
-    axis.bar(np.arange(32), scores, color=np.where(scores > 0.8, FAKE, "#BBBBBB"))
-    axis.axhline(0.8, color="black", linewidth=0.8, linestyle="--")
-    axis.text(0, 1.06, "32 frames; enough are sure: fake", fontsize=9)
-    axis.set(ylim=(0, 1.2))
-    axis.set_box_aspect(0.75)
 
 
 def plot_training(metrics: pd.DataFrame, losses: Sequence[float]) -> Figure:

@@ -1,13 +1,18 @@
 """The site: executed notebooks and a few pages. It loads nothing from outside, so it opens from a folder, offline."""
 
+import sys
+from pathlib import Path
+
 import latex2mathml.converter
 from docutils import nodes
 from sphinx.application import Sphinx
 
+sys.path.insert(0, str(Path(__file__).resolve().parent / "_ext"))
+
 project = "How the Deepfake Detection Challenge was won"
 author = "the contributors"
 copyright = "2026, the contributors; MIT licence"
-extensions = ["myst_nb"]
+extensions = ["myst_nb", "course", "api", "results"]
 nb_execution_mode = "off"  # the copies are executed already
 nb_ipywidgets_js = {}  # no widget script from a network
 nb_merge_streams = True
@@ -23,8 +28,15 @@ html_theme_options = {
     "use_fullscreen_button": False,
     "navbar_persistent": [],  # one search field is enough
     "show_toc_level": 2,
+    "footer_content_items": ["copyright"],
 }
 html_copy_source = False
+html_show_sourcelink = False
+highlight_language = "none"  # of blocks that name no language: mostly commands
+html_domain_indices = False  # api.md lists the modules
+add_module_names = False  # add_margin, not dfdc_lib.geometry.add_margin
+python_maximum_signature_line_length = 60  # an argument a line: readable on a phone
+toc_object_entries_show_parents = "hide"
 html_context = {"default_mode": "auto"}  # light or dark as the reader's system is
 exclude_patterns = ["README.md"]
 

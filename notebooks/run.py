@@ -17,6 +17,8 @@ from pathlib import Path
 
 import papermill
 import yaml
+import zmq
+from jupyter_client.manager import AsyncKernelManager
 from nbclient.exceptions import DeadKernelError
 from papermill.exceptions import PapermillExecutionError
 
@@ -133,18 +135,37 @@ def check_given(notebooks: list[Path], given: list) -> None:
             raise UsageError(f"-p: no parameter {name!r} in these notebooks; choose among {', '.join(known)}")
 
 
-def fingerprint(notebook: Path, values: dict, data: Path) -> str:
-    """What an executed copy depends on: notebook, parameters, data, versions, library and the tables it shows."""
+def fingerprint(notebook: Path, values: dict, folders: tuple[Path, Path]) -> str:
+    """What an executed copy depends on: notebook, parameters, data, versions, library and the tables it shows.
+
+    A notebook that says `"reads_all_runs": true` in its metadata also depends on what other notebooks and commands have
+    made in the work folder meanwhile, and on the benchmarks.
+    """
+    data, work = folders
     digest = hashlib.sha256(json.dumps(values, sort_keys=True, default=str).encode())
     for path in (
         notebook,
         *ROOT.glob("requirements.lock"),
         *find_parts(data),
         *sorted((ROOT / "dfdc_lib").glob("*.py")),
+        *sorted(HERE.glob(f"{notebook.stem[:3]}*.csv")),
         *sorted((ROOT / "experiments").glob("*.csv")),
     ):
         digest.update(path.read_bytes())
+    if json.loads(notebook.read_text())["metadata"].get("reads_all_runs"):
+        tables = [*work.glob("*.csv"), *work.glob("runs/*/*.csv"), *(ROOT / "benchmarks").glob("*.csv")]
+        for path in sorted(tables):
+            digest.update(f"{path} {path.stat().st_size} {path.stat().st_mtime_ns}".encode())
     return digest.hexdigest()
+
+
+class QuietKernel(AsyncKernelManager):
+    """A kernel that talks encrypted where it can, instead of warning on each start that it does not."""
+
+    def __init__(self, *args, **kwargs):
+        super().__init__(*args, **kwargs)
+        if zmq.has("curve"):
+            self.transport_encryption = "auto"
 
 
 def run_notebook(notebook: Path, values: dict, executed: Path, folders: tuple[Path, Path], fresh: bool) -> Outcome:
@@ -152,17 +173,23 @@ def run_notebook(notebook: Path, values: dict, executed: Path, folders: tuple[Pa
 
     executed: where the copy goes. folders: where the data and the artifacts lie.
     """
-    data, work = folders
     mark = executed.with_name(f".{executed.stem}.made-from")
-    made_from = fingerprint(notebook, values, data)
-    if not fresh and work.exists() and executed.exists() and mark.exists() and mark.read_text() == made_from:
+    made_from = fingerprint(notebook, values, folders)
+    if not fresh and folders[1].exists() and executed.exists() and mark.exists() and mark.read_text() == made_from:
         return Outcome(executed.stem, 0, kept=True)
     executed.parent.mkdir(parents=True, exist_ok=True)
     mark.unlink(missing_ok=True)
     started = time.monotonic()
     try:
         papermill.execute_notebook(
-            notebook, executed, values, cwd=HERE, kernel_name="python3", progress_bar=False, stdout_file=sys.stdout
+            notebook,
+            executed,
+            values,
+            cwd=HERE,
+            kernel_name="python3",
+            progress_bar=False,
+            stdout_file=sys.stdout,
+            kernel_manager_class=QuietKernel,
         )
     except DeadKernelError as error:  # killed, most often for memory
         lost = f"{notebook.name}: the kernel died: {error}\nhalf-executed copy: {executed}"
@@ -180,6 +207,9 @@ def build_site(report: Path) -> Path:
     shutil.rmtree(source, ignore_errors=True)
     shutil.copytree(ROOT / "docs", source)
     (source / "notebooks").mkdir()
+    (source / "experiments").mkdir()
+    for file in (ROOT / "experiments").glob("*.*"):
+        shutil.copy(file, source / "experiments")  # the page of experiments reads their tables
     for executed in sorted((report / "notebooks").glob("*.ipynb")):
         if (report / "notebooks" / f".{executed.stem}.made-from").exists():
             shutil.copy(executed, source / "notebooks")

@@ -1,0 +1,115 @@
+"""The page of experiments: each committed table with its date and command, and what it says in a few computed lines."""
+
+import ast
+import re
+from collections.abc import Callable
+from pathlib import Path
+
+import pandas as pd
+from docutils.statemachine import StringList
+from sphinx.application import Sphinx
+from sphinx.util.docutils import SphinxDirective
+
+from dfdc_lib.aggregate import join_videos
+from dfdc_lib.metrics import auc, log_loss
+
+Lines = list[str]
+
+
+def margins(table: pd.DataFrame) -> Lines:
+    shown = table[table.arm == "input"].pivot(index="family", columns="margin", values="auc")
+    rows = [f"| {family} | " + " | ".join(f"{v:.2f}" for v in row) + " |" for family, row in shown.iterrows()]
+    best = ", ".join(f"{family} at {row.idxmax():.0%}" for family, row in shown.iterrows())
+    head = "| AUC, the network's input as large at every margin | " + " | ".join(f"{m:.0%}" for m in shown) + " |"
+    rule = "|---" * (len(shown.columns) + 1) + "|"
+    return [head, rule, *rows, "", f"Highest: {best}. 0.5 is guessing."]
+
+
+def leave_one_out(table: pd.DataFrame) -> Lines:
+    joint = table[table.seed == "all"]
+    methods = list(joint.method.unique())
+    rows = []
+    for arm, part in joint.groupby("arm", sort=False):
+        cells = [f"{r.auc:.2f} ({r.auc_low:.2f} to {r.auc_high:.2f})" for r in part.itertuples()]
+        rows.append(f"| {arm} | " + " | ".join(cells) + " |")
+    return ["| AUC (95 %) | " + " | ".join(methods) + " |", "|---" * (len(methods) + 1) + "|", *rows]
+
+
+def sample_audit(table: pd.DataFrame) -> Lines:
+    unfair = table[~table.check.str.contains("whole crop|…")]
+    crop = table[table.check.str.contains("whole crop")].iloc[0]
+    methods = table[table.check.str.contains("…")]
+    each = ", ".join(f"{row.check.split()[2]} {row.auc:.2f}" for row in methods.itertuples())
+    away = unfair.loc[(unfair.auc - 0.5).abs().idxmax()]
+    return [
+        f"Fair: of {len(unfair)} things that must not tell a fake, the one furthest from guessing is *{away.check}*, "
+        f"with an AUC of {away.auc:.2f} ({away.auc_low:.2f} to {away.auc_high:.2f}). "
+        f"Learnable: from whole crops AUC {crop.auc:.2f} ({crop.auc_low:.2f} to {crop.auc_high:.2f}); by method {each}."
+    ]
+
+
+def seeds(table: pd.DataFrame) -> Lines:
+    words = {"seed": "eight seeds", "longer": "four seeds, four times as long", "larger": "one larger network"}
+    words["snapshot"] = "the epochs of one of the long runs"
+    rows = ["| arm | models | log loss of one: mean (lowest to highest) | of their average |", "|---|---|---|---|"]
+    for arm, part in table.groupby("arm", sort=False):
+        alone = [log_loss(m.label, m.p_confident) for _, m in part.groupby(["seed", "epoch"])]
+        mean = part.groupby("video_id")[["label", "p_confident"]].mean()
+        spread = f"{sum(alone) / len(alone):.2f} ({min(alone):.2f} to {max(alone):.2f})"
+        joint = f"{log_loss(mean.label, mean.p_confident):.2f}" if len(alone) > 1 else "—"
+        rows.append(f"| {words[arm]} | {len(alone)} | {spread} | {joint} |")
+    return rows
+
+
+def frame_scores(table: pd.DataFrame) -> Lines:
+    models = [name for name in table if re.match(r"(seed|longer)_\d", name)]
+    label = table.groupby("video_id").label.first()
+    rows = ["| joined by | log loss, mean of the models | AUC, mean of the models |", "|---|---|---|"]
+    for strategy in ("mean", "confident"):
+        joined = [join_videos(strategy, table[m].to_numpy(), table.video_id.to_numpy()) for m in models]
+        losses = [log_loss(label[ids], p) for ids, p in joined]
+        areas = [auc(label[ids], p) for ids, p in joined]
+        rows.append(f"| `{strategy}` | {sum(losses) / len(losses):.3f} | {sum(areas) / len(areas):.3f} |")
+    return [f"{len(table)} faces of {len(label)} videos, {len(models)} models.", "", *rows]
+
+
+READERS: dict[str, Callable[[pd.DataFrame], Lines]] = {
+    f.__name__: f for f in (margins, leave_one_out, sample_audit, seeds, frame_scores)
+}
+
+
+class Experiment(SphinxDirective):
+    """`{experiment} name`: the command, then date and versions of the committed table, then what it says."""
+
+    required_arguments = 1
+
+    def run(self) -> list:
+        name = self.arguments[0]
+        folder = Path(self.env.srcdir) / "experiments"
+        self.env.note_dependency(str(folder / f"{name}.py"))
+        text = ast.get_docstring(ast.parse((folder / f"{name}.py").read_text()))
+        command = re.findall(r"^ {4}(.*)$", text, re.MULTILINE)
+        lines = ["```", *command, "```", ""]
+        table = folder / f"{name}.csv"
+        if table.exists():
+            self.env.note_dependency(str(table))
+            lines += self.read(table)
+        else:
+            lines += ["There is no table yet: needs full."]
+        self.content = StringList(lines, self.env.docname)
+        return self.parse_content_to_nodes()
+
+    def read(self, path: Path) -> Lines:
+        with open(path) as file:
+            first = file.readline()
+        head = first[2:].strip() if first.startswith("# ") else ""
+        table = pd.read_csv(path, skiprows=1 if head else 0)
+        if not head:
+            stamps = table[[c for c in ("machine", "date", "versions") if c in table]].drop_duplicates()
+            head = "; ".join(", ".join(map(str, row)) for row in stamps.itertuples(index=False))
+        return [f"*Made on: {head}.*", "", *READERS[path.stem](table)]
+
+
+def setup(app: Sphinx) -> dict:
+    app.add_directive("experiment", Experiment)
+    return {"parallel_read_safe": True, "parallel_write_safe": True}
