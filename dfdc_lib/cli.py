@@ -28,7 +28,7 @@ from dfdc_lib.config import (
 from dfdc_lib.metadata import read_labels
 from dfdc_lib.paths import WorkFolder
 from dfdc_lib.progress import progress_bar
-from dfdc_lib.tasks import TIME_LIMIT
+from dfdc_lib.tasks import TIME_LIMIT, count_cores
 from dfdc_lib.video import printable
 
 
@@ -131,7 +131,6 @@ def run_predict(args) -> int:
         find_videos,
         judge_verdicts,
         name_videos,
-        write_verdicts,
     )
     from dfdc_lib.submission import Judges, judge_videos
 
@@ -153,10 +152,10 @@ def run_predict(args) -> int:
             if told:
                 print(told, file=sys.stdout if told.startswith("page: ") else sys.stderr)
     finally:  # what has been judged is written, whatever ended the run
-        verdicts.sort(key=lambda verdict: videos.index(verdict.video))
+        place = {video: number for number, video in enumerate(videos)}
+        verdicts.sort(key=lambda verdict: place[verdict.video])
         if args.out and verdicts:
-            write_verdicts(verdicts, args.out, args.fallback, names)
-            print(f"wrote {args.out}, with status.csv and predictions.parquet beside it")
+            write_results(verdicts, videos, args)
     n_scored = sum(v.p_fake is not None for v in verdicts)
     print(f"{n_scored} of {len(verdicts)} videos have a score (coverage {n_scored / len(verdicts):.0%})", end="")
     print(f"; the others count as {args.fallback} in the submission" if args.fallback is not None else "")
@@ -167,6 +166,25 @@ def run_predict(args) -> int:
         judged = judge_verdicts(verdicts, labels, 0.5 if args.fallback is None else args.fallback)
         print(f"log loss {judged['log_loss_scored']:.3f} over the scored, {judged['log_loss_all']:.3f} over all")
     return 0 if n_scored == len(verdicts) else 1
+
+
+def write_results(verdicts: list, videos: list[Path], args) -> None:
+    """Write the submission; of a run that was stopped only where no larger one stands."""
+    import pandas as pd
+
+    from dfdc_lib.predict import name_videos, write_verdicts
+    from dfdc_lib.submission import forget_kept
+
+    status = args.out.parent / "status.csv"
+    complete = len(verdicts) == len(videos)
+    if not complete and status.exists() and len(pd.read_csv(status)) > len(verdicts):
+        print(f"{args.out} stays as it was: it is of more videos than were judged now", file=sys.stderr)
+        return
+    write_verdicts(verdicts, args.out, args.fallback, name_videos(videos))
+    whole = "" if complete else f" of {len(verdicts)} of {len(videos)} videos so far"
+    print(f"wrote {args.out}{whole}, with status.csv and predictions.parquet beside it")
+    if complete:
+        forget_kept(args.out)
 
 
 def name_pages(names: dict[Path, str], folder: Path) -> dict[Path, Path]:
@@ -225,7 +243,7 @@ def build_parser() -> argparse.ArgumentParser:
         command.set_defaults(execute=execute)
         return command
 
-    cores = os.cpu_count() or 1
+    cores = count_cores()
     sample = add("sample", run_sample, "make the mini data set: 64 originals and 128 fakes, all synthetic")
     sample.add_argument("out", type=Path)
     sample.add_argument("--seed", type=int, default=0)

@@ -1,6 +1,5 @@
 """What preprocessing a whole data set will take: hours, disk and memory, from a few of its videos."""
 
-import os
 import tempfile
 import time
 from collections import Counter
@@ -12,7 +11,7 @@ from dfdc_lib.config import STAGES, PreprocessConfig
 from dfdc_lib.metadata import read_metadata
 from dfdc_lib.paths import WorkFolder, measure_folder
 from dfdc_lib.preprocess import Family, choose_originals, read_manifest
-from dfdc_lib.tasks import Lane
+from dfdc_lib.tasks import Lane, WorkerDied, count_cores
 
 
 def estimate_run(
@@ -37,12 +36,17 @@ def estimate_run(
     if here.empty:
         raise ValueError(f"no original video of {data} is here: there is nothing to measure")
     families = [rows.to_dict("records") for _, rows in chosen[chosen.original_id.isin(here)].groupby("original_id")]
-    lane = Lane(max((os.cpu_count() or 1) // workers, 1))
-    try:
-        with tempfile.TemporaryDirectory() as folder:
+    lane = Lane(max(count_cores() // workers, 1))
+    with tempfile.TemporaryDirectory() as folder:
+        try:
             measured, memory = lane.run(_measure_families, (data, Path(folder), config, families))
-    finally:
-        lane.close()
+        except WorkerDied as error:
+            raise OSError(f"the measurement did not end: {error}") from error
+        except BaseException:  # Ctrl-C above all
+            lane.kill()
+            raise
+        finally:
+            lane.close()
     n_videos = {"detect": int((table.label == 0).sum()), "crop": len(table), "masks": int((table.label == 1).sum())}
     return _extrapolate(measured, n_videos, memory, workers)
 

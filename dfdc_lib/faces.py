@@ -1,6 +1,5 @@
 """Find faces: MTCNN at the size that the slides' rule asks for, and who is who from frame to frame."""
 
-import os
 from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -14,6 +13,7 @@ from scipy.optimize import linear_sum_assignment
 
 from dfdc_lib.config import TRAIN_THRESHOLDS
 from dfdc_lib.geometry import detector_scale
+from dfdc_lib.tasks import count_cores
 
 
 class Faces(NamedTuple):
@@ -46,7 +46,7 @@ class FaceDetector:
 
         if device == "auto":
             device = "cuda" if torch.cuda.is_available() else "cpu"
-        self._cascade = Cascade(thresholds, device, backend, threads or os.cpu_count() or 1)
+        self._cascade = Cascade(thresholds, device, backend, threads or count_cores())
 
     def detect(self, frames) -> list[Faces]:
         """Find the faces in each frame, at the frame's own size. frames: (N, H, W, 3) uint8 RGB, or a list of such.

@@ -1,5 +1,6 @@
 """The name of every artifact; reading one, and writing one so that it appears whole or not at all."""
 
+import fcntl
 import json
 import os
 import platform
@@ -7,17 +8,20 @@ import re
 import reprlib
 import shutil
 import struct
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
+from typing import TextIO
 
 import cv2
 import numpy as np
 
 LARGEST_JSON = 2**28  # bytes. The largest metadata.json of DFDC has under 1 MB
 LARGEST_CROP = 2**26  # pixels: a frame of cinema's 8K, and as much again
+OLD = 86_400  # seconds after which what another machine left half written is nobody's work any more
 DISK_BLOCK = 4096  # bytes: disks give a file whole ones
 BYTES_A_VIDEO = 4_000_000  # on disk, of a video's artifacts; see `estimate_space`
 LARGEST_NUMBER = 10**8  # of a frame, a person or a pixel
@@ -73,14 +77,19 @@ def remove(path: Path) -> None:
 
 
 def sweep_leftovers(folder: Path) -> None:
-    """Remove what killed processes of this machine left half written in a folder; others' work is not touched.
+    """Remove what killed processes left half written in a folder; what living ones are at is not touched.
 
-    Call it before writing: what bears this process's number is then a dead one's, too.
+    Call it before writing: what bears this process's number is then a dead one's, too. Of another machine's processes
+    only their age tells.
     """
     mine = f".{platform.node()}-"
-    for path in Path(folder).glob(f".*{mine}*.part"):
-        owner = path.name.rsplit(mine, 1)[1].removesuffix(".part")
-        if owner.isdecimal() and (int(owner) == os.getpid() or not is_running(int(owner))):
+    for path in Path(folder).glob(".*.part"):
+        owner = path.name.rsplit(mine, 1)[-1].removesuffix(".part")
+        if mine not in path.name:
+            dead = time.time() - path.stat().st_mtime > OLD
+        else:
+            dead = owner.isdecimal() and (int(owner) == os.getpid() or not is_running(int(owner)))
+        if dead:
             remove(path)
 
 
@@ -97,23 +106,43 @@ def is_running(pid: int) -> bool:
 
 @contextmanager
 def hold(folder: Path) -> Iterator[None]:
-    """Keep a folder to oneself: only one run may write to it at a time. Raises ValueError for the second."""
-    lock = Path(folder) / ".running"
-    lock.parent.mkdir(parents=True, exist_ok=True)
-    me = f"{platform.node()}-{os.getpid()}"
-    try:
-        lock.open("x").close()
-    except FileExistsError:
-        host, _, pid = lock.read_text().rpartition("-")
-        alive = pid.isdecimal() and is_running(int(pid)) and int(pid) != os.getpid()
-        if alive or host not in (platform.node(), ""):  # "": killed before it had written its name
+    """Keep a folder to oneself: only one run may write to it at a time. Raises ValueError for the second.
+
+    The system gives the lock up when its process ends, however it ends. Where machines share a disk, the name in the
+    file keeps those apart that the disk's own locks do not.
+    """
+    path = Path(folder) / ".running"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with _lock(path) as file:
+        host, _, pid = file.read().rpartition("-")
+        if host not in ("", platform.node()):
             owner = f"process {pid} on {host}"
-            raise ValueError(f"{folder} is being written by {owner}; if that is gone, delete {lock}") from None
-    lock.write_text(me)
-    try:
-        yield
-    finally:
-        lock.unlink(missing_ok=True)
+            raise ValueError(f"{folder} is being written by {owner}; if that is gone, delete {path}")
+        file.truncate(0)
+        file.write(f"{platform.node()}-{os.getpid()}")
+        file.flush()
+        try:
+            yield
+        finally:
+            path.unlink(missing_ok=True)
+
+
+@contextmanager
+def _lock(path: Path) -> Iterator[TextIO]:
+    """Open a file that no other process has locked, created where need be. Raises ValueError where one has."""
+    while True:
+        with open(path, "a+") as file:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                file.seek(0)
+                host, _, pid = file.read().rpartition("-")
+                owner = f"process {pid} on {host}" if pid else "another process"
+                raise ValueError(f"{path.parent} is being written by {owner}: let that end first") from None
+            if path.exists() and os.fstat(file.fileno()).st_ino == path.stat().st_ino:  # not just deleted by its owner
+                file.seek(0)
+                yield file
+                return
 
 
 def write_json(path: Path, value) -> None:

@@ -40,10 +40,10 @@ class Verdict:
     """What can be said about one video.
 
     status: "ok" · "short" (fewer frames than asked for, or the file breaks off) · "decode_error" · "detect_error" ·
-    "no_face" · "no_video_stream" · "unreadable" · "too_large" · "missing" · "crashed" · "timeout" (the last two where
-    workers judge: see tasks.py). p_fake is None where no face was seen: what could not be judged has no score. The
-    first four may have one, from the frames that could be read. faces: one row a face and checkpoint (frame_idx,
-    face_idx, box x0, y0, x1, y1 in pixels, the detector's score, checkpoint, p_fake).
+    "no_face" · "no_video_stream" · "unreadable" · "too_large" · "missing"; of `dfdc predict` also "crashed" ·
+    "timeout" · "out_of_memory" (see submission.py). p_fake is None where no face was seen: what could not be judged has
+    no score. The first four may have one, from the frames that could be read. faces: one row a face and checkpoint
+    (frame_idx, face_idx, box x0, y0, x1, y1 in pixels, the detector's score, checkpoint, p_fake).
     """
 
     video: Path
@@ -303,7 +303,7 @@ def find_videos(inputs: Iterable[Path | str]) -> list[Path]:
         if not inside:
             raise FileNotFoundError(f"no video ({', '.join(VIDEO_SUFFIXES)}) in {given}")
         videos += inside
-    return list(dict.fromkeys(videos))
+    return list({video.absolute(): video for video in reversed(videos)}.values())[::-1]  # each once, as first named
 
 
 def name_videos(paths: Sequence[Path]) -> dict[Path, str]:

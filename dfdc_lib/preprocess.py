@@ -45,7 +45,7 @@ from dfdc_lib.paths import (
     write_png,
 )
 from dfdc_lib.ssim import ssim_difference
-from dfdc_lib.tasks import TIME_LIMIT, TRIES, Lost, WorkerDied, cores, run_tasks, watched
+from dfdc_lib.tasks import TIME_LIMIT, TRIES, Lost, WorkerDied, check_time_limit, cores, run_tasks, watched
 from dfdc_lib.video import VideoError, VideoInfo, iterate_frames, probe, run_ahead
 
 FOLD_COLUMNS = ["video_id", "file", "label", "original_id", "frame_idx", "face_idx", "part", "fold"]
@@ -95,6 +95,7 @@ def preprocess(
     unknown = [stage for stage in stages if stage not in STAGES]
     if unknown or not stages:
         raise ValueError(f"stages must be some of {', '.join(STAGES)}, got {', '.join(unknown) or 'none'}")
+    check_time_limit(time_limit)
     table = read_metadata(data)
     data, work = Path(data).absolute(), WorkFolder(Path(work.root).absolute())  # workers may stand elsewhere
     chosen = choose_originals(table, originals, data)
@@ -124,7 +125,7 @@ def _begin_run(work: WorkFolder, guarded: bool) -> Iterator[str]:
     run_id = uuid.uuid4().hex if guarded else ""
     try:
         if guarded:
-            write_json(work.attempts / "run", run_id)
+            (work.attempts / run_id).mkdir(parents=True)
         yield run_id
     finally:
         shutil.rmtree(work.attempts, ignore_errors=True)
@@ -238,10 +239,15 @@ class Family:
 
     @property
     def _claim_file(self) -> Path:
-        return self.work.attempts / f"{self.rows[0]['original_id']}.claim"
+        return self._attempts / f"{self.rows[0]['original_id']}.claim"
+
+    @property
+    def _attempts(self) -> Path:
+        """A folder that is there as long as the run goes on; of a new name, which no disk has cached."""
+        return self.work.attempts / self.run_id
 
     def _require_run(self) -> None:
-        if _read_word(self.work.attempts / "run") != self.run_id:
+        if not self._attempts.is_dir():
             raise Superseded("the run that asked for this is over")
 
     def require_claim(self) -> None:
@@ -261,7 +267,7 @@ class Family:
     def _watch(self, video_id: str, stage: str) -> AbstractContextManager:
         if not self.run_id:
             return nullcontext()
-        return watched(self.work.attempts / f"{video_id}.{stage}", self.run_id, self.time_limit)
+        return watched(self._attempts / f"{video_id}.{stage}", self.run_id, self.time_limit)
 
     def begin_ahead(self, video_id: str, stage: str) -> Ahead | None:
         """A hidden folder for what the next stage would make; None where that was not asked for, or can't be."""

@@ -5,25 +5,34 @@ takes its process with it, or never ends, costs a status and nothing else.
 """
 
 import hashlib
+import importlib.metadata
 import json
 import shutil
 import tempfile
 import uuid
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import asdict, dataclass, replace
-from functools import cache
+from functools import lru_cache
+from importlib.util import find_spec
 from pathlib import Path
 
 import pandas as pd
+import torch
 
 from dfdc_lib.config import PredictConfig
 from dfdc_lib.model import DeepfakeClassifier, load_checkpoint
 from dfdc_lib.paths import hold, write_json
 from dfdc_lib.predict import Verdict, load_models, predict_videos
 from dfdc_lib.report import write_page
-from dfdc_lib.tasks import TIME_LIMIT, TRIES, Lost, run_tasks, watched
+from dfdc_lib.tasks import TIME_LIMIT, TRIES, Lost, check_time_limit, run_tasks, watched
 from dfdc_lib.video import VideoError
+
+PASSING = (
+    "unreadable",
+    "detect_error",
+    "missing",
+)  # may have been the disk's or the machine's: another run tries again
 
 
 @dataclass(frozen=True)
@@ -43,10 +52,22 @@ class Judges:
         models = _models(self).values() if keep else map(load_checkpoint, self.checkpoints)
         return {model.card.trained_on for model in models}
 
-    def fingerprint(self) -> dict:
-        """What verdicts depend on, files by size and time of change. Verdicts of another are made again."""
-        files = [[str(path), path.stat().st_size, path.stat().st_mtime_ns] for path in self.checkpoints]
-        return json.loads(json.dumps(asdict(replace(self, checkpoints=())) | {"checkpoints": files}))
+    def fingerprint(self) -> str:
+        """What verdicts depend on besides the video: settings, checkpoints (by size and time of change), libraries."""
+        files = [_describe_file(path) for path in self.checkpoints]
+        libraries = {name: importlib.metadata.version(name) for name in ("dfdc-lib", "torch", "facenet-pytorch")}
+        libraries |= {"openvino": bool(find_spec("openvino"))}
+        return json.dumps([asdict(replace(self, checkpoints=())), files, libraries], sort_keys=True)
+
+
+def _models(judges: Judges) -> dict[str, DeepfakeClassifier]:
+    """The loaded models, once a process for as long as they and their files stay the same."""
+    return _load(judges.fingerprint(), judges.checkpoints, judges.backend, judges.precision)
+
+
+@lru_cache(maxsize=1)
+def _load(fingerprint: str, checkpoints: tuple[Path, ...], backend: str, precision: str):
+    return load_models(checkpoints, backend=backend, precision=precision)
 
 
 @dataclass(frozen=True)
@@ -62,32 +83,36 @@ class Judging:
 
     def run(self) -> tuple[Verdict, str]:
         """The verdict, and a line that tells of the page, "" where none was asked for."""
-        if not self.kept.exists():
+        verdict = _read_kept(self.kept, self.video)
+        if verdict is None:
             try:
-                write_json(self.kept, _pack(self._judge()))
-            except Lost as lost:  # not kept: another run tries again
-                return Verdict(self.video, lost.status, reason=lost.reason, strategy=self.judges.config.strategy), ""
-        verdict = _unpack(self.video, json.loads(self.kept.read_text()))
+                with self._watch(".try"):
+                    verdict = self._judge()
+            except Lost as lost:
+                return self._without_score(lost.status, lost.reason), ""
+            except (MemoryError, torch.OutOfMemoryError) as error:
+                return self._without_score("out_of_memory", f"memory does not hold it ({type(error).__name__})"), ""
+            if verdict.p_fake is not None or verdict.status not in PASSING:
+                write_json(self.kept, _pack(verdict))
+                verdict = _read_kept(self.kept, self.video) or verdict  # what is read later is what is told now
         return verdict, self._write_page(verdict) if self.page else ""
 
     def _judge(self) -> Verdict:
-        models = _models(self.judges)
-        if not self.run_id:
-            return next(predict_videos([self.video], models, self.judges.config))
-        with watched(self.kept.with_suffix(".try"), self.run_id, self.time_limit):
-            return next(predict_videos([self.video], models, self.judges.config))
+        return next(predict_videos([self.video], _models(self.judges), self.judges.config))
+
+    def _watch(self, suffix: str) -> AbstractContextManager:
+        marker = self.kept.with_suffix(suffix)
+        return watched(marker, self.run_id, self.time_limit) if self.run_id else nullcontext()
+
+    def _without_score(self, status: str, reason: str) -> Verdict:
+        return Verdict(self.video, status, reason=reason, strategy=self.judges.config.strategy)
 
     def _write_page(self, verdict: Verdict) -> str:
         try:
-            return f"page: {write_page(verdict, _models(self.judges), self.page)}"
-        except (OSError, ValueError, VideoError) as error:
+            with self._watch(".page"):
+                return f"page: {write_page(verdict, _models(self.judges), self.page)}"
+        except (OSError, ValueError, RuntimeError, MemoryError, VideoError, Lost) as error:
             return f"no page about {self.video}: {error}"
-
-
-@cache
-def _models(judges: Judges) -> dict[str, DeepfakeClassifier]:
-    """The loaded models, once a process."""
-    return load_models(judges.checkpoints, backend=judges.backend, precision=judges.precision)
 
 
 def judge_videos(
@@ -96,49 +121,68 @@ def judge_videos(
 ) -> Iterator[tuple[Verdict, str]]:  # fmt: skip
     """Yield (verdict, what there is to say of its page) for each video, as they are done, in any order.
 
-    out: the submission that they are for: until all are done the verdicts are kept beside it, and the same call goes
-    on from there. pages: where to write a page, a video. workers, scheduler, time_limit: as in `preprocess`; with
+    out: the submission that they are for: the verdicts are kept beside it, and the same call goes on from there, until
+    `forget_kept`. pages: where to write a page, a video. workers, scheduler, time_limit: as in `preprocess`; with
     several workers each holds the models. Raises ValueError for a wrong setting, or where another run writes `out`.
     """
+    check_time_limit(time_limit)
     if scheduler and not out:
         raise ValueError("--scheduler needs --out: what the workers judge is kept beside it, on a disk that all see")
     run_id = uuid.uuid4().hex if workers or scheduler else ""
-    with _keep_beside(out, judges) as folder:
-        tasks = [
-            Judging(v.absolute(), judges, folder / f"{_identify(v)}.json", (pages or {}).get(v), run_id, time_limit)
-            for v in videos
-        ]
-        given = dict(zip(tasks, videos, strict=True))
-        for task, (verdict, told) in run_tasks(Judging.run, tasks, workers, scheduler, lives=TRIES + 2):
+    judges = replace(judges, checkpoints=tuple(path.absolute() for path in judges.checkpoints))
+    made_by, pages = judges.fingerprint(), pages or {}
+    with _keep_beside(out) as folder:
+        given = {
+            Judging(
+                video.absolute(), judges, folder / f"{_identify(video, made_by)}.json",
+                pages[video].absolute() if video in pages else None, run_id, time_limit,
+            ): video
+            for video in videos
+        }  # fmt: skip
+        for task, (verdict, told) in run_tasks(Judging.run, list(given), workers, scheduler, lives=2 * TRIES + 1):
             yield replace(verdict, video=given[task]), told
 
 
+def _kept_folder(out: Path) -> Path:
+    return Path(out).absolute().with_name(f".{Path(out).name}.verdicts")
+
+
 @contextmanager
-def _keep_beside(out: Path | None, judges: Judges) -> Iterator[Path]:
-    """A folder for verdicts: beside `out`, where it stays unless all goes well; without `out` a temporary one."""
+def _keep_beside(out: Path | None) -> Iterator[Path]:
+    """A folder for verdicts: beside `out`; without one a temporary folder."""
     if out is None:
         with tempfile.TemporaryDirectory(prefix="dfdc_") as folder:
             yield Path(folder)
         return
-    folder = Path(out).absolute().with_name(f".{Path(out).name}.verdicts")
+    folder = _kept_folder(out)
     with hold(folder):
-        made_by = folder / "judges"
-        if not made_by.exists() or json.loads(made_by.read_text()) != judges.fingerprint():
-            for old in folder.glob("*.json"):
-                old.unlink()
-            write_json(made_by, judges.fingerprint())
-        for old in folder.glob("*.try"):
+        for old in (*folder.glob("*.try"), *folder.glob("*.page")):
             old.unlink()
         yield folder
-    shutil.rmtree(folder)
 
 
-def _identify(video: Path) -> str:
-    """A word for a video file as it is now: by name, size and time of change."""
-    about = [str(video.absolute())]
-    if video.exists():
-        about += [video.stat().st_size, video.stat().st_mtime_ns]
-    return hashlib.sha256(repr(about).encode(errors="surrogateescape")).hexdigest()[:32]
+def forget_kept(out: Path) -> None:
+    """Remove the verdicts that were kept for a submission: it is written."""
+    with hold(_kept_folder(out)):
+        for kept in _kept_folder(out).glob("*.*"):
+            if kept.name != ".running":
+                kept.unlink(missing_ok=True)
+    shutil.rmtree(_kept_folder(out))
+
+
+def _identify(video: Path, made_by: str) -> str:
+    """A word for a video file as it is now and those who judge it: by name, size and time of change."""
+    about = repr([_describe_file(video), made_by])
+    return hashlib.sha256(about.encode(errors="surrogateescape")).hexdigest()[:32]
+
+
+def _describe_file(path: Path) -> list:
+    """Name, size and time of change; of a file that is not there, or may not be looked at, the name alone."""
+    try:
+        about = path.stat()
+    except OSError:
+        return [str(path.absolute())]
+    return [str(path.absolute()), about.st_size, about.st_mtime_ns]
 
 
 def _pack(verdict: Verdict) -> dict:
@@ -148,3 +192,11 @@ def _pack(verdict: Verdict) -> dict:
 
 def _unpack(video: Path, stored: dict) -> Verdict:
     return Verdict(video, **(stored | {"faces": pd.DataFrame(stored["faces"])}))
+
+
+def _read_kept(path: Path, video: Path) -> Verdict | None:
+    """A verdict that was kept. None where there is none, or where it is damaged: power failed while it was written."""
+    try:
+        return _unpack(video, json.loads(path.read_text()))
+    except (FileNotFoundError, ValueError, TypeError, KeyError):
+        return None

@@ -79,7 +79,7 @@ def _local_processes(count: int) -> Iterator[Callable[..., Future]]:
 
     Each process is a pool by itself: of a pool of many, the death of one would end all.
     """
-    lanes = [Lane(max((os.cpu_count() or 1) // count, 1)) for _ in range(count)]
+    lanes = [Lane(max(count_cores() // count, 1)) for _ in range(count)]
     free = queue.SimpleQueue()
     for lane in lanes:
         free.put(lane)
@@ -114,6 +114,8 @@ class Lane:
     def run(self, function: Callable, task):
         """Return function(task). Raises WorkerDied."""
         try:
+            if self.killed:
+                raise CancelledError
             if self.pool is None:
                 self.pool = ProcessPoolExecutor(1, get_context("spawn"), become_worker, (self.cores,))
                 self.pid = self.pool.submit(os.getpid).result()
@@ -123,7 +125,7 @@ class Lane:
         except BrokenProcessPool as error:
             why = "out of memory, or a fault in a library"
             if not self.pid:
-                why = 'before its first task; a script must call this under `if __name__ == "__main__":`'
+                why = 'before its first task; if a script calls this, then under `if __name__ == "__main__":`'
             self.pool, self.pid = None, 0
             raise WorkerDied(f"a worker process died ({why})") from error
 
@@ -147,6 +149,8 @@ def _connect(address: str) -> Iterator[Callable[..., Future]]:
         from distributed import Client, KilledWorker
     except ImportError as error:
         raise ValueError("--scheduler needs Dask: pip install 'dfdc-lib[cluster]', or distributed") from error
+    if not re.fullmatch(r"(\w+://)?.+:\d+", address):  # without a port the client would never give up
+        raise ValueError(f"the address of a scheduler is like tcp://host:8786, got {address!r}")
     with Client(address, set_as_default=False) as client:
         executor = client.get_executor(pure=False)
         print(f"{len(client.nthreads())} workers at {address}; watch them on {client.dashboard_link}", file=sys.stderr)
@@ -178,6 +182,17 @@ def _work_on_cluster(function: Callable, task):
         raise ValueError(f"{several}: start it with --nthreads 1, and as many --nworkers as there are cores")
     use_cores(1)
     return function(task)
+
+
+def count_cores() -> int:
+    """How many cores this process may run on: of a cluster's node or a container often not all."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def check_time_limit(seconds: float) -> None:
+    """Raise ValueError where a time limit is none."""
+    if not 0 < seconds <= 1e8:
+        raise ValueError(f"a time limit is a number of seconds above 0, got {seconds:g}")
 
 
 _cores = 0  # that this process may use; 0: as many as there are
@@ -223,14 +238,20 @@ def watched(marker: Path, run: str, limit: float = TIME_LIMIT) -> Iterator[None]
     """
     died = _read_tries(marker, run)
     marker.parent.mkdir(parents=True, exist_ok=True)
-    with open(marker, "w") as file:
-        print(json.dumps({"run": run, "tries": died + 1, "limit": limit}), file=file, flush=True)
-        # It writes where the work hangs, then ends the process: also where native code holds the interpreter.
-        faulthandler.dump_traceback_later(limit, exit=True, file=file)
-        try:
-            yield
-        finally:
-            faulthandler.cancel_dump_traceback_later()
+    try:
+        with open(marker, "w") as file:
+            print(json.dumps({"run": run, "tries": died + 1, "limit": limit}), file=file, flush=True)
+            # It writes where the work hangs, then ends the process: also where native code holds the interpreter.
+            faulthandler.dump_traceback_later(limit, exit=True, file=file)
+            try:
+                yield
+            finally:
+                faulthandler.cancel_dump_traceback_later()
+    except WorkerDied:  # another has taken over, and the marker
+        raise
+    except BaseException:  # the work failed, and its process lives
+        marker.unlink(missing_ok=True)
+        raise
     marker.unlink(missing_ok=True)
 
 
@@ -244,7 +265,9 @@ def _read_tries(marker: Path, run: str) -> int:
     if told["run"] != run:
         return 0
     if trace:
-        places = re.findall(r'dfdc_lib.(\w+\.py)", line (\d+) in (\w+)', "\n".join(trace))
+        places = re.findall(r'(?:dfdc_lib|tests).(\w+\.py)", line (\d+) in (\w+)', "\n".join(trace))
+        # Beside the work there are threads that wait for it.
+        places = [place for place in places if place[2] not in ("follow_parent", "run_ahead")]
         where = next((f" in {function} ({file}, line {line})" for file, line, function in places), "")
         raise Lost("timeout", f"stopped because it took more than {told['limit']:g} seconds{where}")
     if told["tries"] >= TRIES:

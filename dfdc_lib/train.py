@@ -102,7 +102,10 @@ def make_optimizer(model: nn.Module, config: TrainConfig):
     if config.optimizer == "adamw":
         optimizer = torch.optim.AdamW(model.parameters(), config.learning_rate, weight_decay=config.weight_decay)
         return optimizer, torch.optim.lr_scheduler.OneCycleLR(
-            optimizer, config.learning_rate, config.steps, pct_start=0.2
+            optimizer,
+            config.learning_rate,
+            config.steps,
+            pct_start=0.4 if config.steps == 5 else 0.2,  # it divides by 0
         )
     optimizer = torch.optim.SGD(
         model.parameters(), config.learning_rate, momentum=0.9, weight_decay=config.weight_decay, nesterov=True

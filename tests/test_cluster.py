@@ -109,6 +109,12 @@ def test_predictions_of_a_cluster_are_those_of_one_machine(small_sample, tmp_pat
         assert {path.name for path in out.parent.iterdir()} == {"predictions.parquet", "status.csv", "submission.csv"}
 
 
+@pytest.mark.parametrize("address", ["somewhere", "localhost", "tcp://localhost"])
+def test_an_address_without_a_port_is_one_line(small_sample, tmp_path, capsys, address):
+    assert main(["preprocess", str(small_sample), "--work", str(tmp_path), "--scheduler", address]) == 2
+    assert "like tcp://host:8786" in capsys.readouterr().err
+
+
 def test_a_scheduler_that_is_not_there_is_one_line(small_sample, tmp_path, capsys, monkeypatch):
     import dask
 

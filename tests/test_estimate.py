@@ -79,7 +79,7 @@ def test_time_is_that_of_a_run(whole):
 
 
 def test_workers_share_the_time_and_add_their_memory(small_sample, whole, here, monkeypatch):
-    monkeypatch.setattr("dfdc_lib.estimate.os.cpu_count", lambda: 20)
+    monkeypatch.setattr("dfdc_lib.estimate.count_cores", lambda: 20)
     one, ten = (estimate_run(small_sample, workers, 2, EVERY_6).set_index("stage") for workers in (1, 10))
     assert here["cores"] == 2
     assert here["closed"]

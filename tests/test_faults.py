@@ -3,8 +3,8 @@
 Whatever happened, the next run ends with what an undisturbed run would have made, byte for byte.
 """
 
-import json
 import os
+import platform
 import shutil
 import signal
 import subprocess
@@ -81,6 +81,8 @@ def test_a_video_that_takes_its_process_along_costs_a_status(
     done = preprocess(small_sample, work, EVERY_6, workers=2)
     told = done.status.set_index(["video_id", "stage"]).status
     assert told[victim, "crop"] == status
+    reason = done.status.set_index(["video_id", "stage"]).reason[victim, "crop"]
+    assert "in hang (test_faults.py" in reason if fault == "hang" else "follow_parent" not in reason
     assert (told.drop((victim, "crop")) == "ok").all()
     assert len(told) == 4 + 12 + 7  # the masks of the victim are wanting, and nothing else is
     monkeypatch.undo()
@@ -171,6 +173,30 @@ def test_two_runs_never_write_to_one_folder(small_sample, small_work, work_copy)
     assert files_of(work_copy) == files_of(small_work)
 
 
+@pytest.mark.parametrize("left", [None, "", "{node}-{dead}"], ids=["no lock", "an empty one", "one of the dead"])
+def test_of_many_that_come_at_once_one_gets_in(tmp_path, left):
+    dead = subprocess.Popen([sys.executable, "-c", ""])
+    dead.wait()
+    if left is not None:
+        (tmp_path / ".running").write_text(left.format(node=platform.node(), dead=dead.pid))
+    code = """
+import sys, time
+from pathlib import Path
+from dfdc_lib.paths import hold
+time.sleep(max(float(sys.argv[2]) - time.time(), 0))
+try:
+    with hold(Path(sys.argv[1])):
+        print("in", flush=True)
+        time.sleep(2)
+except ValueError:
+    print("out")
+"""
+    command = [sys.executable, "-c", code, str(tmp_path), str(time.time() + 4)]
+    several = [subprocess.Popen(command, stdout=subprocess.PIPE, text=True) for _ in range(4)]
+    assert sorted(process.communicate()[0].strip() for process in several) == ["in", "out", "out", "out"]
+    assert not (tmp_path / ".running").exists()
+
+
 def in_another_process(root: Path) -> None:
     code = f"from pathlib import Path; from dfdc_lib.paths import hold; hold(Path({str(root)!r})).__enter__()"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
@@ -183,11 +209,11 @@ def test_a_worker_that_comes_too_late_changes_nothing(small_sample, small_work, 
     """It seemed dead, its family was given to another; then it wakes, and must not touch what that one has made."""
     rows = read_metadata(small_sample).query("original_id == original_id.iloc[0]").to_dict("records")
     late = Family(small_sample, work_copy, PreprocessConfig(every=4), ("detect", "crop", "masks"), rows, "run")
-    (work_copy.attempts).mkdir()
-    (work_copy.attempts / "run").write_text(json.dumps("run"))
+    (work_copy.attempts / "run").mkdir(parents=True)
     late._claim()
     if taken_by == "another run":
-        (work_copy.attempts / "run").write_text(json.dumps("the next run"))
+        shutil.rmtree(work_copy.attempts)
+        (work_copy.attempts / "the next run").mkdir(parents=True)
     else:
         Family(small_sample, work_copy, EVERY_6, ("detect",), rows, "run")._claim()
     with pytest.raises(Superseded):

@@ -1,9 +1,12 @@
 """The promises of the repository itself: pins, layout, no addresses, README's commands."""
 
+import os
 import re
+import shutil
 import subprocess
 import sys
 import tomllib
+import zipfile
 from pathlib import Path
 
 import pytest
@@ -98,3 +101,20 @@ def test_readme_links_lead_somewhere():
 def test_ruff_is_content(command):
     result = subprocess.run([sys.executable, "-m", "ruff", *command, "."], cwd=ROOT, capture_output=True, text=True)
     assert result.returncode == 0, result.stdout[-3000:]
+
+
+@pytest.mark.slow
+def test_the_wheel_works_outside_the_repository(small_sample, tmp_path):
+    source = tmp_path / "source"
+    shutil.copytree(ROOT / "dfdc_lib", source / "dfdc_lib", ignore=shutil.ignore_patterns("__pycache__"))
+    for name in ("pyproject.toml", "README.md", "LICENSE"):
+        shutil.copy(ROOT / name, source)
+    build = "from setuptools.build_meta import build_wheel; build_wheel('..')"
+    subprocess.run([sys.executable, "-W", "ignore", "-c", build], cwd=source, check=True, capture_output=True)
+    (wheel,) = tmp_path.glob("*.whl")
+    zipfile.ZipFile(wheel).extractall(tmp_path / "installed")
+    shutil.rmtree(source)
+    where = os.environ | {"PYTHONPATH": str(tmp_path / "installed")}
+    run = [sys.executable, "-m", "dfdc_lib.cli", "preprocess", str(small_sample), "--work", "work", "--originals", "1"]
+    subprocess.run(run, cwd=tmp_path, env=where, check=True, capture_output=True)
+    assert (tmp_path / "work" / "folds.csv").exists()

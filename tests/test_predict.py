@@ -218,6 +218,12 @@ def test_coverage_and_log_loss_with_and_without_the_fallback():
         p.judge_verdicts(verdicts, {"a.mp4": 1})
 
 
+def test_a_video_that_is_named_twice_is_judged_once(tmp_path, monkeypatch):
+    (tmp_path / "a.mp4").write_text("")
+    monkeypatch.chdir(tmp_path)
+    assert p.find_videos(["a.mp4", tmp_path / "a.mp4", tmp_path]) == [Path("a.mp4")]
+
+
 def test_two_videos_of_the_same_name_keep_apart(tmp_path, video, models):
     paths = []
     for folder in ("one", "two"):

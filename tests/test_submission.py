@@ -87,19 +87,82 @@ def test_verdicts_of_other_settings_or_of_another_file_are_made_again(videos, ch
     assert begin(judges_of(checkpoint)) == 1
     assert begin(judges_of(checkpoint)) == 0
     assert begin(judges_of(checkpoint, frames=3)) == 1
+    assert begin(judges_of(checkpoint)) == 0  # a run with a wrong setting in between costs nothing
+    for kept in tmp_path.glob(".s.csv.verdicts/*.json"):
+        kept.write_text("")  # power failed
+    assert begin(judges_of(checkpoint)) == 1
     os.utime(checkpoint, (1, 1))
     assert begin(judges_of(checkpoint, frames=3)) == 1
     assert begin(judges_of(checkpoint, frames=3), videos[2:]) == 1
 
 
+def test_a_checkpoint_that_was_trained_on_is_loaded_again(videos, tmp_path):
+    path, scores = tmp_path / "m.pt", []
+    for seed in (0, 1):
+        torch.manual_seed(seed)
+        save_checkpoint(path, DeepfakeClassifier("tiny"))
+        scores.append(next(judge_videos(videos[:1], judges_of(path)))[0].p_fake)
+    assert scores[0] != scores[1]
+
+
+def test_a_stopped_rerun_leaves_the_whole_submission(videos, checkpoint, tmp_path, monkeypatch, capsys):
+    call = ["predict", *map(str, videos[:2]), "--checkpoint", str(checkpoint), "--frames", "2", "--workers", "0"]
+    call += ["--out", str(tmp_path / "s.csv")]
+    assert main(call) == 0
+    whole = (tmp_path / "s.csv").read_bytes()
+    really = submission.predict_videos
+
+    def stop_at_second(paths, *rest):
+        if paths == videos[1:2]:
+            raise KeyboardInterrupt
+        return really(paths, *rest)
+
+    monkeypatch.setattr(submission, "predict_videos", stop_at_second)
+    assert main(call) == 130
+    assert "stays as it was" in capsys.readouterr().err
+    assert (tmp_path / "s.csv").read_bytes() == whole
+    assert len(list((tmp_path / ".s.csv.verdicts").glob("*.json"))) == 1
+
+
+def test_results_that_can_not_be_written_lose_no_verdict(videos, checkpoint, tmp_path, monkeypatch):
+    def fail(*_):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("dfdc_lib.predict.write_verdicts", fail)
+    call = ["predict", str(videos[0]), "--checkpoint", str(checkpoint), "--frames", "2", "--out"]
+    assert main([*call, str(tmp_path / "s.csv")]) == 2
+    assert len(list((tmp_path / ".s.csv.verdicts").glob("*.json"))) == 1
+
+
+def test_a_video_that_memory_does_not_hold_costs_a_status(videos, checkpoint, monkeypatch):
+    def run_out(paths, *rest):
+        raise MemoryError
+
+    monkeypatch.setattr(submission, "predict_videos", run_out)
+    verdict, _ = next(judge_videos(videos[:1], judges_of(checkpoint)))
+    assert (verdict.status, verdict.p_fake) == ("out_of_memory", None)
+
+
+def test_what_may_pass_is_not_kept(videos, checkpoint, tmp_path, judged):
+    broken = tmp_path / "broken.mp4"
+    broken.write_text("no video")
+    for _ in range(2):
+        running = judge_videos([broken], judges_of(checkpoint), tmp_path / "s.csv")
+        assert next(running)[0].status == "unreadable"
+        running.close()
+    assert judged == [broken, broken]
+
+
 class Sabotaged(Judging):
     """The first video of the small sample crashes or hangs its process."""
+
+    def _watch(self, suffix):
+        return watched(self.kept.with_suffix(suffix), self.run_id, 2 if self.page else 600)
 
     def _judge(self):
         if self.page is None:
             return super()._judge()
-        with watched(self.kept.with_suffix(".try"), self.run_id, limit=2):
-            time.sleep(600) if self.page.name == "hang" else os.kill(os.getpid(), signal.SIGSEGV)
+        time.sleep(600) if self.page.name == "hang" else os.kill(os.getpid(), signal.SIGSEGV)
 
 
 @pytest.mark.slow

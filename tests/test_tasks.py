@@ -12,7 +12,7 @@ from typing import NamedTuple
 
 import pytest
 
-from dfdc_lib.tasks import TRIES, Lost, run_tasks, watched
+from dfdc_lib.tasks import TRIES, Lost, check_time_limit, run_tasks, watched
 
 
 class Job(NamedTuple):
@@ -103,6 +103,20 @@ def test_a_run_that_was_killed_is_no_fault_of_what_it_was_at(tmp_path):
     marker.write_text(json.dumps({"run": "fifth", "tries": TRIES, "limit": 9}) + "\n")
     with pytest.raises(Lost, match="died 2 times"), watched(marker, "fifth"):
         pass
+
+
+def test_work_that_fails_is_not_blamed_for_a_death_that_comes_later(tmp_path):
+    marker = tmp_path / "video.crop"
+    for _ in range(TRIES + 1):
+        with pytest.raises(OSError, match="unreadable"), watched(marker, "run"):
+            raise OSError("unreadable")
+        assert not marker.exists()
+
+
+@pytest.mark.parametrize("seconds", [0, -1, float("nan"), float("inf")])
+def test_a_time_limit_is_a_time(seconds):
+    with pytest.raises(ValueError, match="a time limit is"):
+        check_time_limit(seconds)
 
 
 def test_the_reason_tells_where_it_hung(tmp_path):
