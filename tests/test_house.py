@@ -1,8 +1,10 @@
 """The promises of the repository itself: pins, layout, no addresses, README's commands."""
 
+import ast
 import os
 import re
 import shutil
+import statistics
 import subprocess
 import sys
 import tomllib
@@ -118,3 +120,16 @@ def test_the_wheel_works_outside_the_repository(small_sample, tmp_path):
     run = [sys.executable, "-m", "dfdc_lib.cli", "preprocess", str(small_sample), "--work", "work", "--originals", "1"]
     subprocess.run(run, cwd=tmp_path, env=where, check=True, capture_output=True)
     assert (tmp_path / "work" / "folds.csv").exists()
+
+
+def test_functions_are_short():
+    """Without docstring: half of them have at most ten lines, and none over 45, but for the list of all options."""
+    lengths = {}
+    for path in sorted((ROOT / "dfdc_lib").glob("*.py")):
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.FunctionDef):
+                said = node.body[0] if ast.get_docstring(node) else None
+                n_said = said.end_lineno - said.lineno + 1 if said else 0
+                lengths[f"{path.stem}.{node.name} line {node.lineno}"] = node.end_lineno - node.lineno + 1 - n_said
+    assert statistics.median(lengths.values()) <= 10
+    assert {name for name, n in lengths.items() if n > 45 and not name.startswith("cli.build_parser ")} == set()
