@@ -3,6 +3,7 @@
 Whatever happened, the next run ends with what an undisturbed run would have made, byte for byte.
 """
 
+import fcntl
 import os
 import platform
 import shutil
@@ -195,6 +196,21 @@ except ValueError:
     several = [subprocess.Popen(command, stdout=subprocess.PIPE, text=True) for _ in range(4)]
     assert sorted(process.communicate()[0].strip() for process in several) == ["in", "out", "out", "out"]
     assert not (tmp_path / ".running").exists()
+
+
+def test_a_lock_that_its_owner_deleted_meanwhile_is_not_enough(tmp_path, monkeypatch):
+    """Its owner ends between our opening the file and our locking it: whoever comes next would lock a new one."""
+    lock, tried, really = tmp_path / ".running", [], fcntl.flock
+
+    def flock(file, how):
+        really(file, how)
+        if not tried:
+            lock.unlink()
+        tried.append(how)
+
+    monkeypatch.setattr(fcntl, "flock", flock)
+    with hold(tmp_path):
+        assert lock.read_text().endswith(str(os.getpid()))
 
 
 def in_another_process(root: Path) -> None:
