@@ -69,7 +69,7 @@ def test_one_worker_is_killed_one_hangs_one_comes_late(small_sample, small_work,
     first, second = cluster(), cluster()
 
     def claims() -> int:
-        return len(list(work.attempts.glob("*.claim")))
+        return len(list(work.attempts.glob("*/*.claim")))
 
     with ThreadPoolExecutor(1) as pool:
         run = pool.submit(
