@@ -22,6 +22,7 @@ from benchmarks.clips import FOLDER
 from benchmarks.measure import stamp
 from dfdc_lib.config import DEMO_TRAINING, PreprocessConfig, TrainConfig
 from dfdc_lib.dataset import check_files, epoch_order, pair, read_folds, split_fold
+from dfdc_lib.estimate import peak_memory
 from dfdc_lib.metadata import assign_folds, read_metadata
 from dfdc_lib.paths import WorkFolder, write_png
 from dfdc_lib.preprocess import Family, collect_status, write_folds
@@ -190,13 +191,7 @@ def run_step(name: str, root: Path) -> dict[str, float]:
     started, worked = time.perf_counter(), time.process_time()
     act()
     spent = {"seconds": time.perf_counter() - started, "cpu_seconds": time.process_time() - worked}
-    return spent | {"peak_gb": read_peak()}
-
-
-def read_peak() -> float:
-    """This process's peak memory in GB. (Linux counts into ru_maxrss what the parent had when it started us.)"""
-    lines = Path("/proc/self/status").read_text().splitlines()
-    return next(int(line.split()[1]) for line in lines if line.startswith("VmHWM")) * 1024 / 1e9
+    return spent | {"peak_gb": peak_memory() / 1e9}
 
 
 def run_apart(name: str, root: Path) -> dict[str, float]:

@@ -155,7 +155,7 @@ def run_predict(args) -> int:
         place = {video: number for number, video in enumerate(videos)}
         verdicts.sort(key=lambda verdict: place[verdict.video])
         if args.out and verdicts:
-            write_results(verdicts, videos, args)
+            write_results(verdicts, names, args)
     n_scored = sum(v.p_fake is not None for v in verdicts)
     print(f"{n_scored} of {len(verdicts)} videos have a score (coverage {n_scored / len(verdicts):.0%})", end="")
     print(f"; the others count as {args.fallback} in the submission" if args.fallback is not None else "")
@@ -168,20 +168,20 @@ def run_predict(args) -> int:
     return 0 if n_scored == len(verdicts) else 1
 
 
-def write_results(verdicts: list, videos: list[Path], args) -> None:
+def write_results(verdicts: list, names: dict[Path, str], args) -> None:
     """Write the submission; of a run that was stopped only where no larger one stands."""
     import pandas as pd
 
-    from dfdc_lib.predict import name_videos, write_verdicts
+    from dfdc_lib.predict import write_verdicts
     from dfdc_lib.submission import forget_kept
 
     status = args.out.parent / "status.csv"
-    complete = len(verdicts) == len(videos)
+    complete = len(verdicts) == len(names)
     if not complete and status.exists() and len(pd.read_csv(status)) > len(verdicts):
         print(f"{args.out} stays as it was: it is of more videos than were judged now", file=sys.stderr)
         return
-    write_verdicts(verdicts, args.out, args.fallback, name_videos(videos))
-    whole = "" if complete else f" of {len(verdicts)} of {len(videos)} videos so far"
+    write_verdicts(verdicts, args.out, args.fallback, names)
+    whole = "" if complete else f" of {len(verdicts)} of {len(names)} videos so far"
     print(f"wrote {args.out}{whole}, with status.csv and predictions.parquet beside it")
     if complete:
         forget_kept(args.out)

@@ -79,7 +79,7 @@ def check_data(data: Path) -> Finding:
         table = read_metadata(data)
     except (FileNotFoundError, ValueError) as error:
         return Finding("data", False, str(error), "data/README.md says how to get DFDC; `dfdc sample` makes the sample")
-    present = sum((Path(data) / file).exists() for file in table.file)
+    present = sum(os.path.exists(Path(data) / file) for file in table.file)
     found = f"{present} of {len(table)} videos, {table.part.nunique()} parts"
     return Finding(
         "data", present > 0, found, "" if present == len(table) else "a partial download: what is here is used"

@@ -1,5 +1,6 @@
 """What preprocessing a whole data set will take: hours, disk and memory, from a few of its videos."""
 
+import os
 import tempfile
 import time
 from collections import Counter
@@ -32,7 +33,7 @@ def estimate_run(
     table = table[table.original_id.isin(table.video_id)]  # the others can't be cropped
     chosen = choose_originals(table, n_originals, data)
     originals = chosen[chosen.label == 0]
-    here = originals.original_id[[(data / file).exists() for file in originals.file]]
+    here = originals.original_id[[os.path.exists(data / file) for file in originals.file]]
     if here.empty:
         raise ValueError(f"no original video of {data} is here: there is nothing to measure")
     families = [rows.to_dict("records") for _, rows in chosen[chosen.original_id.isin(here)].groupby("original_id")]

@@ -20,7 +20,7 @@ from dfdc_lib.dataset import read_folds
 from dfdc_lib.doctor import Finding
 from dfdc_lib.metadata import read_metadata
 from dfdc_lib.model import read_weights
-from dfdc_lib.paths import DamagedFile, WorkFolder, face_file, is_running, parse_face_file, read_png
+from dfdc_lib.paths import DamagedFile, WorkFolder, describe_file, face_file, is_running, parse_face_file, read_png
 from dfdc_lib.preprocess import FOLD_COLUMNS, parse_manifest
 
 FACE_FILE = re.compile(r"[0-9]+_[0-9]+\.png")
@@ -286,11 +286,8 @@ def _find_changed(stock: Stock, table: pd.DataFrame, data: Path) -> list[str]:
     """The artifacts whose videos have another size or time than then; one that is gone changes nothing."""
     now = {}
     for video_id, file in zip(table.video_id, table.file, strict=True):
-        try:
-            found = os.stat(os.path.join(data, file))
-        except FileNotFoundError:
-            continue
-        now[video_id] = [found.st_size, found.st_mtime_ns]
+        if found := describe_file(os.path.join(data, file)):
+            now[video_id] = found
     names = []
     for video_id, stage, entry in _entries(stock):
         read = [video_id] if stage == "detect" else [stock.original_of.get(video_id), video_id]

@@ -104,6 +104,15 @@ def is_running(pid: int) -> bool:
     return True
 
 
+def describe_file(path: Path) -> list[int] | None:
+    """Size and time of change (ns) of a file; None where it is not there, or may not be looked at."""
+    try:
+        about = os.stat(path)
+    except OSError:
+        return None
+    return [about.st_size, about.st_mtime_ns]
+
+
 @contextmanager
 def hold(folder: Path) -> Iterator[None]:
     """Keep a folder to oneself: only one run may write to it at a time. Raises ValueError for the second.

@@ -33,6 +33,7 @@ from dfdc_lib.paths import (
     DamagedFile,
     WorkFolder,
     appear_whole,
+    describe_file,
     estimate_space,
     face_file,
     hidden_beside,
@@ -391,15 +392,7 @@ class Family:
 
     def _fingerprint(self, rows: list[dict]) -> list:
         """Which files a stage reads: size and time of change of each, or None for one that is not there."""
-        return [_describe_file(self.data / row["file"]) for row in rows]
-
-
-def _describe_file(path: Path) -> list[int] | None:
-    try:
-        about = os.stat(path)
-    except OSError:  # not there; or it may not be looked at, which the stage will say
-        return None
-    return [about.st_size, about.st_mtime_ns]
+        return [describe_file(self.data / row["file"]) for row in rows]
 
 
 def _read_word(path: Path) -> str:

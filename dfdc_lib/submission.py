@@ -22,17 +22,14 @@ import torch
 
 from dfdc_lib.config import PredictConfig
 from dfdc_lib.model import DeepfakeClassifier, load_checkpoint
-from dfdc_lib.paths import hold, write_json
+from dfdc_lib.paths import describe_file, hold, write_json
 from dfdc_lib.predict import Verdict, load_models, predict_videos
 from dfdc_lib.report import write_page
 from dfdc_lib.tasks import TIME_LIMIT, TRIES, Lost, check_time_limit, run_tasks, watched
 from dfdc_lib.video import VideoError
 
-PASSING = (
-    "unreadable",
-    "detect_error",
-    "missing",
-)  # may have been the disk's or the machine's: another run tries again
+# What may have been the disk's fault or the machine's: another run tries again.
+PASSING = ("unreadable", "detect_error", "missing")
 
 
 @dataclass(frozen=True)
@@ -54,7 +51,7 @@ class Judges:
 
     def fingerprint(self) -> str:
         """What verdicts depend on besides the video: settings, checkpoints (by size and time of change), libraries."""
-        files = [_describe_file(path) for path in self.checkpoints]
+        files = [[str(path.absolute()), describe_file(path)] for path in self.checkpoints]
         libraries = {name: importlib.metadata.version(name) for name in ("dfdc-lib", "torch", "facenet-pytorch")}
         libraries |= {"openvino": bool(find_spec("openvino"))}
         return json.dumps([asdict(replace(self, checkpoints=())), files, libraries], sort_keys=True)
@@ -62,11 +59,12 @@ class Judges:
 
 def _models(judges: Judges) -> dict[str, DeepfakeClassifier]:
     """The loaded models, once a process for as long as they and their files stay the same."""
-    return _load(judges.fingerprint(), judges.checkpoints, judges.backend, judges.precision)
+    files = repr([describe_file(path) for path in judges.checkpoints])
+    return _load(files, judges.checkpoints, judges.backend, judges.precision)
 
 
 @lru_cache(maxsize=1)
-def _load(fingerprint: str, checkpoints: tuple[Path, ...], backend: str, precision: str):
+def _load(files: str, checkpoints: tuple[Path, ...], backend: str, precision: str):
     return load_models(checkpoints, backend=backend, precision=precision)
 
 
@@ -164,25 +162,13 @@ def _keep_beside(out: Path | None) -> Iterator[Path]:
 def forget_kept(out: Path) -> None:
     """Remove the verdicts that were kept for a submission: it is written."""
     with hold(_kept_folder(out)):
-        for kept in _kept_folder(out).glob("*.*"):
-            if kept.name != ".running":
-                kept.unlink(missing_ok=True)
-    shutil.rmtree(_kept_folder(out))
+        shutil.rmtree(_kept_folder(out))
 
 
 def _identify(video: Path, made_by: str) -> str:
     """A word for a video file as it is now and those who judge it: by name, size and time of change."""
-    about = repr([_describe_file(video), made_by])
+    about = repr([str(video.absolute()), describe_file(video), made_by])
     return hashlib.sha256(about.encode(errors="surrogateescape")).hexdigest()[:32]
-
-
-def _describe_file(path: Path) -> list:
-    """Name, size and time of change; of a file that is not there, or may not be looked at, the name alone."""
-    try:
-        about = path.stat()
-    except OSError:
-        return [str(path.absolute())]
-    return [str(path.absolute()), about.st_size, about.st_mtime_ns]
 
 
 def _pack(verdict: Verdict) -> dict:

@@ -265,7 +265,7 @@ def _read_tries(marker: Path, run: str) -> int:
     if told["run"] != run:
         return 0
     if trace:
-        places = re.findall(r'(?:dfdc_lib|tests).(\w+\.py)", line (\d+) in (\w+)', "\n".join(trace))
+        places = re.findall(r'dfdc_lib.(\w+\.py)", line (\d+) in (\w+)', "\n".join(trace))
         # Beside the work there are threads that wait for it.
         places = [place for place in places if place[2] not in ("follow_parent", "run_ahead")]
         where = next((f" in {function} ({file}, line {line})" for file, line, function in places), "")

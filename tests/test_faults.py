@@ -83,7 +83,7 @@ def test_a_video_that_takes_its_process_along_costs_a_status(
     told = done.status.set_index(["video_id", "stage"]).status
     assert told[victim, "crop"] == status
     reason = done.status.set_index(["video_id", "stage"]).reason[victim, "crop"]
-    assert "in hang (test_faults.py" in reason if fault == "hang" else "follow_parent" not in reason
+    assert "in _stage (preprocess.py" in reason if fault == "hang" else "follow_parent" not in reason
     assert (told.drop((victim, "crop")) == "ok").all()
     assert len(told) == 4 + 12 + 7  # the masks of the victim are wanting, and nothing else is
     monkeypatch.undo()
