@@ -238,7 +238,7 @@ WHAT = {
     "split_fold": "training and validation rows",
     "check_files": "before training: is each crop of folds.csv there?",
     "pair": "each fake crop with its real one",
-    "epoch, single crops": "40,000 crops, drawn and shuffled",
+    "epoch, single crops": "40,000 crops (of one process), drawn and shuffled",
     "epoch, pairs": "20,000 pairs, each original equally likely",
     "doctor": "`dfdc doctor --work`: all of it, every picture's ends read",
 }

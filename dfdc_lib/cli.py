@@ -51,28 +51,26 @@ def run_preprocess(args) -> int:
         args.data, work, config, args.workers, args.originals, args.stages, progress_bar("originals"),
         args.scheduler, args.time_limit,
     )  # fmt: skip
-    for (stage, action), count in done.actions.items():
-        why = {
-            "made again": ": settings, files or artifacts had changed",
-            "not ready": ": an earlier stage must run first",
-        }
-        print(f"{stage}: {count} {action}{why.get(action, '')}")
+    why = {
+        "made again": " (settings, files or artifacts had changed)",
+        "not ready": " (an earlier stage must run first)",
+    }
+    for stage, counts in done.actions.groupby(level="stage", observed=True):
+        print(f"{stage}: " + ", ".join(f"{n} {action}{why.get(action, '')}" for (_, action), n in counts.items()))
     if done.folds:
         print(f"folds: {done.folds}")
     bad = done.status[done.status.status != "ok"]
     if len(bad):
-        print(f"not ok: {len(bad)}, each with its reason in {work.status}", file=sys.stderr)
-        print(
-            bad.groupby(["stage", "status"]).size().rename("videos").reset_index().to_string(index=False),
-            file=sys.stderr,
-        )
+        print(f"not ok, each with its reason in {work.status}:", file=sys.stderr)
+        table = bad.groupby(["stage", "status"]).agg(videos=("video_id", "size"), such_as=("video_id", "first"))
+        print(table.reset_index().to_string(index=False), file=sys.stderr)
     actions = set(done.actions.index.get_level_values("action"))
     return 1 if len(bad) or actions - {"kept", "made", "made again"} else 0
 
 
-def add_workers(command: argparse.ArgumentParser, default: int | None = None, help_default: str = "one a core") -> None:
+def add_workers(command: argparse.ArgumentParser, default: int | None = None, more: str = "") -> None:
     """Where the work is done, and how long one piece of it may take."""
-    what = f"processes that do the work; 0: none, it is done unguarded in the command itself ({help_default})"
+    what = f"processes that do the work; 0: none, it is done unguarded in the command itself{more}"
     command.add_argument("--workers", type=count_of, default=default, help=what)
     command.add_argument(
         "--scheduler", default="", metavar="ADDRESS", help="a Dask scheduler's, tcp://…: its workers do the work"
@@ -110,7 +108,7 @@ def run_train(args) -> int:
     if args.encoder and not args.demo:
         config = replace(config, encoder=args.encoder, batch=encoder_preset(args.encoder).batch)
     names = ("encoder", "steps", "batch", "accumulate", "size", "fold", "seed", "precision")
-    names += ("augmentation", "self_blend")
+    names += ("smoothing", "augmentation", "self_blend")
     given = {name: getattr(args, name) for name in names if getattr(args, name) is not None}
     run = train(
         WorkFolder(args.work), replace(config, **given), args.run, args.pretrained, args.workers,
@@ -124,14 +122,7 @@ def run_train(args) -> int:
 
 
 def run_predict(args) -> int:
-    from dfdc_lib.metrics import at_base_rate
-    from dfdc_lib.predict import (
-        REHEARSAL_WARNING,
-        check_results,
-        find_videos,
-        judge_verdicts,
-        name_videos,
-    )
+    from dfdc_lib.predict import REHEARSAL_WARNING, check_labels, check_results, find_videos, name_videos
     from dfdc_lib.submission import Judges, judge_videos
 
     config = PredictConfig(args.frames, args.strategy, resize=args.resize)
@@ -141,6 +132,8 @@ def run_predict(args) -> int:
     if "sample" in judges.check(keep=not (workers or args.scheduler)):
         print(f"warning: {REHEARSAL_WARNING}", file=sys.stderr)
     labels = read_labels(args.labels) if args.labels else {}
+    if labels:
+        check_labels(videos, labels)
     if args.out:
         check_results(args.out, args.labels)
     names, verdicts = name_videos(videos), []
@@ -148,24 +141,35 @@ def run_predict(args) -> int:
     try:
         for verdict, told in judge_videos(videos, judges, args.out, pages, workers, args.scheduler, args.time_limit):
             verdicts.append(verdict)
-            print(f"{printable(verdict.video)}: {verdict.status}: {describe(verdict)}", flush=True)
+            place = f"{len(verdicts)}/{len(videos)} " * (len(videos) > 1)
+            print(f"{place}{printable(verdict.video)}: {verdict.status}: {describe(verdict)}", flush=True)
             if told:
                 print(told, file=sys.stdout if told.startswith("page: ") else sys.stderr)
     finally:  # what has been judged is written, whatever ended the run
-        place = {video: number for number, video in enumerate(videos)}
-        verdicts.sort(key=lambda verdict: place[verdict.video])
+        order = {video: number for number, video in enumerate(videos)}
+        verdicts.sort(key=lambda verdict: order[verdict.video])
         if args.out and verdicts:
             write_results(verdicts, names, args)
+    tell_scores(verdicts, labels, args.fallback)
+    return 0 if all(v.p_fake is not None for v in verdicts) else 1
+
+
+def tell_scores(verdicts: list, labels: dict[str, int], fallback: float | None) -> None:
+    """How many videos have a score, what it means, and, where the truth is known, how good the scores are."""
+    from dfdc_lib.metrics import at_base_rate
+    from dfdc_lib.predict import judge_verdicts
+
     n_scored = sum(v.p_fake is not None for v in verdicts)
     print(f"{n_scored} of {len(verdicts)} videos have a score (coverage {n_scored / len(verdicts):.0%})", end="")
-    print(f"; the others count as {args.fallback} in the submission" if args.fallback is not None else "")
+    print(f"; the others count as {fallback} in the submission" if fallback is not None else "")
     if n_scored:
         share = f"a calibrated 0.9 means {at_base_rate(0.9, 0.01):.0%}"
         print(f"a score is a model's opinion, never proof: where one video in a hundred is fake, {share}")
     if labels:
-        judged = judge_verdicts(verdicts, labels, 0.5 if args.fallback is None else args.fallback)
+        judged = judge_verdicts(verdicts, labels, 0.5 if fallback is None else fallback)
         print(f"log loss {judged['log_loss_scored']:.3f} over the scored, {judged['log_loss_all']:.3f} over all")
-    return 0 if n_scored == len(verdicts) else 1
+        if others := len(labels) - len(verdicts):
+            print(f"{others} videos have a label and were not among those given: they count nowhere here")
 
 
 def write_results(verdicts: list, names: dict[Path, str], args) -> None:
@@ -215,8 +219,9 @@ def run_doctor(args) -> int:
 
     if args.estimate and not args.data:
         raise ValueError("an estimate is made from some of your videos: name their folder with --data")
-    findings = check_environment() + ([check_data(args.data)] if args.data else [])
-    findings += check_work(WorkFolder(args.work), args.data, args.show) if args.work else []
+    findings = check_environment() + ([data := check_data(args.data)] if args.data else [])
+    known = args.data if args.data and data.ok else None
+    findings += check_work(WorkFolder(args.work), known, args.show) if args.work else []
     findings += [finding for path in args.checkpoint for finding in check_checkpoints(path)]
     for finding in findings:
         print(
@@ -225,10 +230,19 @@ def run_doctor(args) -> int:
         )
     if args.estimate:
         table = estimate_run(args.data, args.estimate)
-        print("preprocessing all of {data} with {workers} workers, by {originals} originals and {fakes} fakes:".format(
-            data=args.data, **table.attrs))  # fmt: skip
-        print(table.to_string(index=False, na_rep="", float_format="{:,.2f}".format))
+        measured = "{originals} originals and {fakes} fakes".format(**table.attrs)
+        print(f"what preprocessing all of {args.data} would take {args.estimate} workers, measured on {measured}")
+        print("(together: all stages in one run, which decodes each video once):")
+        columns = {"seconds": "seconds a video", "gb": "GB on disk", "memory_gb": "GB of memory"}
+        print(table.rename(columns=columns).to_string(index=False, na_rep="", float_format="{:,.2f}".format))
     return 0 if all(f.ok for f in findings) else 1
+
+
+class ShowDefaults(argparse.ArgumentDefaultsHelpFormatter):
+    """Names the default of each option that has one."""
+
+    def _get_help_string(self, action: argparse.Action) -> str:
+        return action.help if action.default in (None, False, "", []) else super()._get_help_string(action)
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -236,18 +250,16 @@ def build_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser("dfdc", description="The DFDC 1st-place solution, step by step.")
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
 
-    def add(name: str, execute: Callable, text: str) -> argparse.ArgumentParser:
-        command = commands.add_parser(
-            name, help=text, description=text, formatter_class=argparse.ArgumentDefaultsHelpFormatter
-        )
+    def add(name: str, execute: Callable, text: str, more: str = "") -> argparse.ArgumentParser:
+        command = commands.add_parser(name, help=text, description=text + more, formatter_class=ShowDefaults)
         command.set_defaults(execute=execute)
         return command
 
     cores = count_cores()
     sample = add("sample", run_sample, "make the mini data set: 64 originals and 128 fakes, all synthetic")
-    sample.add_argument("out", type=Path)
-    sample.add_argument("--seed", type=int, default=0)
-    sample.add_argument("--workers", type=int, default=cores)
+    sample.add_argument("out", type=Path, help="the folder to make")
+    sample.add_argument("--seed", type=int, default=0, help="another one makes other videos")
+    sample.add_argument("--workers", type=count_of, default=cores, help="processes that film")
 
     pre = add("preprocess", run_preprocess, "videos to boxes, crops, masks and folds")
     pre.add_argument("data", type=Path, help="the folder that holds dfdc_train_part_0, …")
@@ -263,17 +275,25 @@ def build_parser() -> argparse.ArgumentParser:
     pre.add_argument("--originals", type=int, default=0, help="take only so many originals, evenly over the parts")
     add_workers(pre, default=cores)
 
-    tr = add("train", run_train, "train one classifier on all folds but one")
-    tr.add_argument("--work", type=Path, required=True)
+    unless = ". What is not given is as the slides have it: a B5, 75,000 steps, fold 0, seed 0, smoothing 0.01, …"
+    tr = add("train", run_train, "train one classifier on all folds but one", unless)
+    tr.add_argument("--work", type=Path, required=True, help="a work folder that `dfdc preprocess` made")
     tr.add_argument("--run", required=True, help="the run's name: runs/<name>")
     tr.add_argument("--demo", action="store_true", help="the demo's settings instead of the slides'")
     tr.add_argument("--encoder", help=f"{', '.join(ENCODERS)}, or any name that timm knows")
-    for name in ("steps", "batch", "fold", "seed"):
-        tr.add_argument(f"--{name}", type=int)
+    tr.add_argument("--steps", type=int, help="in all; the learning rate falls over them")
+    tr.add_argument("--batch", type=int, help="pictures a process and step, where it is not to be the encoder's own")
+    tr.add_argument("--fold", type=int, help="held out for validation")
+    tr.add_argument("--seed", type=int, help="of weights, order and augmentation: what ensembles differ in")
     tr.add_argument("--accumulate", type=int, help="parts that a batch is cut into where memory is short")
     tr.add_argument("--size", type=int, help="side of the input in pixels, where it is not to be the encoder's own")
     tr.add_argument("--precision", choices=("no", "fp16", "bf16"), help="mixed precision")
-    tr.add_argument("--augmentation", choices=("slides", "hard", "demo"))
+    tr.add_argument("--smoothing", type=float, metavar="EPS", help="labels become EPS and 1 - EPS")
+    tr.add_argument(
+        "--augmentation",
+        choices=("slides", "hard", "demo"),
+        help="hard: the slides', with parts of the face blacked out",
+    )
     tr.add_argument(
         "--self-blend", type=float, metavar="P", help="with this probability a real crop becomes its own fake"
     )
@@ -286,8 +306,10 @@ def build_parser() -> argparse.ArgumentParser:
     tr.add_argument("--overwrite", action="store_true", help="replace a run of this name that has other settings")
 
     pred = add("predict", run_predict, "score videos: is it a fake?")
-    pred.add_argument("videos", nargs="+", type=Path, metavar="VIDEO_OR_FOLDER")
-    pred.add_argument("--checkpoint", nargs="+", type=Path, required=True)
+    pred.add_argument("videos", nargs="+", type=Path, metavar="VIDEO_OR_FOLDER", help="folders at any depth")
+    pred.add_argument(
+        "--checkpoint", nargs="+", type=Path, required=True, metavar="FILE", help="of several the scores are averaged"
+    )
     pred.add_argument("--frames", type=int, default=PredictConfig.frames, help="looked at, spread over the video")
     pred.add_argument("--strategy", choices=STRATEGIES, default="confident", help="how the faces' scores are joined")
     pred.add_argument(
@@ -296,21 +318,24 @@ def build_parser() -> argparse.ArgumentParser:
     )  # fmt: skip
     pred.add_argument("--backend", choices=BACKENDS, default="auto", help="what computes the scores")
     pred.add_argument("--precision", choices=PRECISIONS, default="auto", help="of the scores' arithmetic")
-    add_workers(pred, help_default="1 for several videos, else 0")
+    add_workers(pred, more=" (default: 1 for several videos, else 0)")
     pred.add_argument("--out", type=Path, help="write a submission here, status.csv and predictions.parquet beside it")
     pred.add_argument("--fallback", type=float, help="the submission's score of videos that could not be judged")
     pred.add_argument("--labels", type=Path, help="the truth: a data folder, or a CSV with filename,label")
     pred.add_argument("--report", type=Path, metavar="FOLDER", help="write a page about each video here")
 
     doc = add("doctor", run_doctor, "what works here, what does not, what to do")
-    doc.add_argument("--data", type=Path)
+    doc.add_argument("--data", type=Path, help="the folder that holds dfdc_train_part_0, …: is it all there?")
     doc.add_argument("--work", type=Path, help="a work folder: is all there and whole?")
     doc.add_argument("--show", type=count_of, default=3, help="how many names to give of what is wrong there")
     doc.add_argument(
         "--estimate", type=count_of, default=0, metavar="WORKERS",
         help="preprocess a few of the videos of --data, and say what all of them will take so many workers",
     )  # fmt: skip
-    doc.add_argument("--checkpoint", nargs="*", type=Path, default=[], metavar="FILE_OR_FOLDER")
+    doc.add_argument(
+        "--checkpoint", nargs="*", type=Path, default=[], metavar="FILE_OR_FOLDER",
+        help="does it load, which bytes is it, and does it say anything?",
+    )  # fmt: skip
     return parser
 
 

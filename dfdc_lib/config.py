@@ -74,6 +74,13 @@ class PreprocessConfig:
         if self.folds < 2:
             raise ValueError(f"folds must be at least 2, got {self.folds}")
 
+    @classmethod
+    def from_source(cls, source: dict) -> "PreprocessConfig":
+        """The settings of a work folder, from its source.json. Raises KeyError, TypeError or ValueError for others."""
+        settings = source["settings"]
+        folds = source.get("folds", cls.folds)
+        return cls(settings["every"], tuple(settings["thresholds"]), settings.get("margin", cls.margin), folds)
+
     def of_stage(self, stage: str) -> dict:
         """The settings that a stage's artifacts depend on: its own and those of the stages before it."""
         detect = {"method": DETECT_METHOD, "every": self.every, "thresholds": list(self.thresholds)}
@@ -135,6 +142,8 @@ class TrainConfig:
                 raise ValueError(f"{field} must be at least 1, got {getattr(self, field)}")
         if self.size < 0 or not 1 <= self.accumulate <= self.batch:
             raise ValueError(f"size {self.size} must be 0 or more, accumulate {self.accumulate} from 1 to the batch")
+        if not 0 <= self.smoothing < 0.5:
+            raise ValueError(f"smoothing must be 0 or more and below 0.5, got {self.smoothing}")
         if not 0 <= self.self_blend <= 1 or (self.self_blend == 1 and not self.paired):
             raise ValueError(f"self_blend is a probability, and below 1 unless crops are paired, got {self.self_blend}")
         if self.paired and self.batch % 2:

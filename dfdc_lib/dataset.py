@@ -1,5 +1,7 @@
 """Crops to batches: which are drawn, and how they are read."""
 
+from pathlib import Path
+
 import numpy as np
 import pandas as pd
 import torch
@@ -11,20 +13,25 @@ from dfdc_lib.manipulate import NotAFace, self_blend
 from dfdc_lib.paths import DamagedFile, WorkFolder, face_file, list_faces, read_mask, read_png
 
 KEY = ["original_id", "frame_idx", "face_idx"]
+NAMES = ["video_id", "original_id", "file"]
 NUMBERS = ["label", "frame_idx", "face_idx", "fold"]
+
+
+def read_crops(path: Path) -> pd.DataFrame:
+    """Read a table of crops: names stay text, as "0001" and "null" are names too."""
+    several = pd.read_csv(path, dtype=dict.fromkeys(NAMES, str), keep_default_na=False, chunksize=200_000)
+    return pd.concat(several, ignore_index=True)  # in pieces, which spares memory
 
 
 def read_folds(work: WorkFolder) -> pd.DataFrame:
     """Read folds.csv: one row a crop. Raises FileNotFoundError, or DamagedFile, with what to run."""
     if not work.folds.exists():
         raise FileNotFoundError(f"{work.folds} is missing: run `dfdc preprocess` first")
-    names = dict.fromkeys(["video_id", "original_id", "file"], str)  # "0001" is a name, not a number
     try:
-        several = pd.read_csv(work.folds, dtype=names, keep_default_na=False, chunksize=200_000)  # spares memory
-        rows = pd.concat(several, ignore_index=True)
+        rows = read_crops(work.folds)
     except ValueError as error:  # pandas does not say which file
         raise DamagedFile(f"{work.folds} can't be read ({error}): delete it and run `dfdc preprocess` again") from error
-    if not {*names, *NUMBERS} <= set(rows) or not all(rows[name].dtype == np.int64 for name in NUMBERS if len(rows)):
+    if not {*NAMES, *NUMBERS} <= set(rows) or not all(rows[name].dtype == np.int64 for name in NUMBERS if len(rows)):
         raise DamagedFile(f"{work.folds} is not what `dfdc preprocess` writes: delete it and run that again")
     return rows
 
@@ -53,7 +60,7 @@ def balance(rows: pd.DataFrame, seed: int) -> pd.DataFrame:
 
 
 def pair(rows: pd.DataFrame) -> pd.DataFrame:
-    """Match each fake crop with the real crop of the same original, frame and face: columns real_id, video_id, KEY."""
+    """Match each fake crop with the real crop of the same original, frame and face: the fakes' rows and real_id."""
     pairs = rows.iloc[_find_partnered(rows)].reset_index(drop=True)
     if pairs.empty:
         raise ValueError("no fake crop has its real partner: were the originals preprocessed?")

@@ -4,6 +4,7 @@ import hashlib
 import importlib.metadata
 import os
 import platform
+import re
 import shutil
 import sys
 from pathlib import Path
@@ -19,10 +20,6 @@ from dfdc_lib.metadata import read_metadata
 from dfdc_lib.model import DeepfakeClassifier, load_checkpoint
 from dfdc_lib.sample import LANDMARKS, eyes_to_mouth, portrait
 
-PACKAGES = (
-    "torch", "torchvision", "timm", "facenet-pytorch", "albumentations", "opencv-python-headless",
-    "scikit-image", "numpy", "numba", "pandas", "papermill", "jupyterlab",
-)  # fmt: skip
 UPSTREAM = "https://github.com/selimsef/dfdc_deepfake_challenge"
 # Seven B7 from five seeds. The name ends with fold and epoch.
 RELEASED = tuple(
@@ -42,20 +39,26 @@ class Finding(NamedTuple):
 
 
 def check_environment() -> list[Finding]:
-    """Python, the packages that scores depend on, the processor or GPU, the disk."""
+    """Python, the packages that the library needs, the processor or GPU, the disk."""
     python = Finding("Python", sys.version_info >= (3, 11), platform.python_version(), "use Python 3.11 or newer")
     cuda = torch.cuda.is_available()
     device = torch.cuda.get_device_name() if cuda else f"none: {os.cpu_count()} CPU cores do the work"
     free = shutil.disk_usage(".").free / 1e9
     return [
         python,
-        *map(_check_package, PACKAGES),
+        *map(_check_package, _list_packages()),
         _check_openvino(cuda),
         Finding("GPU", True, device, "" if cuda else "enough for the demo; the full training needs GPUs"),
         Finding(
             "free disk", free > 2, f"{free:.0f} GB", "the demo needs 2 GB, DFDC 470 GB and as much again for crops"
         ),
     ]
+
+
+def _list_packages() -> list[str]:
+    """What the library needs: its requirements, without those of extras."""
+    needed = [line for line in importlib.metadata.requires("dfdc-lib") or [] if "extra ==" not in line]
+    return [re.match(r"[\w.-]+", line)[0] for line in needed]
 
 
 def _check_openvino(cuda: bool) -> Finding:
@@ -70,7 +73,7 @@ def _check_package(name: str) -> Finding:
     try:
         return Finding(name, True, importlib.metadata.version(name))
     except importlib.metadata.PackageNotFoundError:
-        return Finding(name, False, "not installed", "./run_all.sh installs everything")
+        return Finding(name, False, "not installed", "./run_all.sh installs all; or: pip install -e .")
 
 
 def check_data(data: Path) -> Finding:

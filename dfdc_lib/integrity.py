@@ -3,7 +3,6 @@
 import json
 import os
 import platform
-import re
 import shlex
 import zlib
 from collections import Counter
@@ -23,7 +22,6 @@ from dfdc_lib.model import read_weights
 from dfdc_lib.paths import DamagedFile, WorkFolder, describe_file, face_file, is_running, parse_face_file, read_png
 from dfdc_lib.preprocess import FOLD_COLUMNS, parse_manifest
 
-FACE_FILE = re.compile(r"[0-9]+_[0-9]+\.png")
 PNG_START, PNG_END = b"\x89PNG\r\n\x1a\n", b"\0\0\0\0IEND\xaeB\x60\x82"
 DECODED = 256  # pictures of a work folder, drawn by chance, always the same ones
 
@@ -43,6 +41,7 @@ class Stock:
 
     work: WorkFolder
     config: PreprocessConfig | None = None  # the settings that count; None where nothing tells them
+    n_originals: int = 0  # of how many originals the last run was; 0: of all
     manifests: dict[str, dict[str, Entry]] = field(default_factory=dict)
     boxes: dict[str, frozenset[str]] = field(default_factory=dict)  # of an original: the names of its faces' crops
     crops: dict[str, tuple[str, ...]] = field(default_factory=dict)
@@ -187,30 +186,34 @@ def _list_pictures(stock: Stock, kind: str, shared: dict) -> dict[str, tuple[str
             continue
         names = tuple(sorted(os.listdir(folder.path)))
         if names not in shared:
-            others = [name for name in names if not FACE_FILE.fullmatch(name)]
+            others = {name for name in names if not _is_face_file(name)}
             stock.strays += [f"{kind}/{folder.name}/{name}" for name in others if not name.startswith(".")]
             names = tuple(shared.setdefault(name, name) for name in names if name not in others)
         found[folder.name] = shared.setdefault(names, names)
     return found
 
 
+def _is_face_file(name: str) -> bool:
+    try:
+        parse_face_file(name)
+    except DamagedFile:
+        return False
+    return True
+
+
 def _read_config(stock: Stock) -> PreprocessConfig | None:
     """The settings of source.json; without it, those of most crops, or of most boxes."""
     try:
-        return _as_config(stock.work.read_source()["settings"])
+        source = stock.work.read_source()
+        stock.n_originals = int(source.get("originals", 0))
+        return PreprocessConfig.from_source(source)
     except FileNotFoundError:
         pass
     except (ValueError, KeyError, TypeError):
         stock.damaged["records"] = ["source.json"]
     told = [stages.get("crop") or stages.get("detect") for stages in stock.manifests.values()]
     texts = Counter(json.dumps(entry.settings) for entry in told if entry and entry.settings)
-    return _as_config(json.loads(texts.most_common(1)[0][0])) if texts else None
-
-
-def _as_config(settings: dict) -> PreprocessConfig:
-    """Undo `PreprocessConfig.of_stage`."""
-    margin = settings.get("margin", PreprocessConfig.margin)
-    return PreprocessConfig(settings["every"], tuple(settings["thresholds"]), margin)
+    return PreprocessConfig.from_source({"settings": json.loads(texts.most_common(1)[0][0])}) if texts else None
 
 
 def _read_folds(stock: Stock) -> pd.DataFrame | None:
@@ -239,6 +242,8 @@ def tell_command(stock: Stock, data: Path | None) -> str:
     for name, thresholds in THRESHOLDS.items():
         if config.thresholds == thresholds != PreprocessConfig.thresholds:
             words += ["--thresholds", name]
+    words += ["--folds", str(config.folds)] if config.folds != PreprocessConfig.folds else []
+    words += ["--originals", str(stock.n_originals)] if stock.n_originals else []
     return f"`{' '.join(words)}`"
 
 

@@ -214,9 +214,10 @@ class WorkFolder:
 
     @classmethod
     def beside(cls, data: Path) -> "WorkFolder":
-        """The default: `work/<name of the data folder>` beside the data folder."""
+        """The default: `work/<name of the data folder>` beside the data folder; of a single part, beside all data."""
         data = Path(data).resolve()
-        return cls(data.parent / "work" / data.name)
+        beside = data.parent if data.name.startswith("dfdc_train_part_") else data
+        return cls(beside.parent / "work" / data.name)
 
     @property
     def folds(self) -> Path:
@@ -227,7 +228,9 @@ class WorkFolder:
         return self.root / "source.json"
 
     def read_source(self) -> dict:
-        """What the crops were made from: trained_on (the data set's name), margin, and all settings of that stage."""
+        """What the crops were made from: trained_on (the data set's name), margin, all settings of that stage, and
+        the last run's folds and originals (0: all).
+        """
         source = read_json(self.source)
         margin = source.get("margin") if isinstance(source, dict) else None
         if not (margin == "upstream" or (_is_array(margin) and margin >= 0)) or "trained_on" not in source:

@@ -351,18 +351,23 @@ def write_verdicts(
         faces.reset_index(drop=True).to_parquet(temporary, index=False)
 
 
+def check_labels(videos: Sequence[Path], labels: dict[str, int]) -> None:
+    """Raise ValueError where a video has no label, or two have the same file name. labels: file name → 1 or 0."""
+    names = pd.Series([video.name for video in videos], dtype=object)
+    if names.duplicated().any():
+        raise ValueError(f"two videos are named {names[names.duplicated()].iloc[0]}: labels can't tell them apart")
+    unknown = names[~names.isin(labels.keys())]
+    if len(unknown):
+        raise ValueError(f"no label for {len(unknown)} videos, such as {unknown.iloc[0]}")
+
+
 def judge_verdicts(verdicts: Sequence[Verdict], labels: dict[str, int], fallback: float = 0.5) -> dict[str, float]:
     """How good the verdicts are, where the truth is known: coverage, log loss of the scored, log loss of all.
 
     labels: file name → 1 for a fake. For the log loss of all, videos without a score count as `fallback`. Raises
     ValueError where a label is missing, or two videos have the same file name.
     """
-    same = pd.Series([v.video.name for v in verdicts], dtype=object)
-    if same.duplicated().any():
-        raise ValueError(f"two videos are named {same[same.duplicated()].iloc[0]}: labels can't tell them apart")
-    unknown = [v.video.name for v in verdicts if v.video.name not in labels]
-    if unknown:
-        raise ValueError(f"no label for {len(unknown)} videos, such as {unknown[0]}")
+    check_labels([v.video for v in verdicts], labels)
     truth = np.array([labels[v.video.name] for v in verdicts])
     scores = np.array([np.nan if v.p_fake is None else v.p_fake for v in verdicts], float)
     known = ~np.isnan(scores)

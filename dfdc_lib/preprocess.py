@@ -85,7 +85,7 @@ def preprocess(
 
     What is complete and was made with the same settings from the same files is kept, so an interrupted run goes on
     where it stopped; what was made with others is made again. originals: take only so many, evenly over the parts; 0
-    takes all. stages: some of `config.STAGES`. progress(done, total) is called after each original.
+    takes all. stages: some of `config.STAGES`. progress(done, total) is called at the start and after each original.
 
     workers: processes of this machine; scheduler: the address of a Dask scheduler, whose workers see the same folders
     under the same names. With either, a stage that takes its process with it twice is `crashed`, and one that takes
@@ -108,13 +108,13 @@ def preprocess(
         done = _run(families, workers, scheduler, progress) if set(stages) - {"folds"} else {}
         status = collect_status(work, table, config)
         if {"crop", "folds"} & set(stages):
-            source = {"trained_on": _name(data), "margin": config.margin, "settings": config.of_stage("crop")}
-            write_json(work.source, source)
+            _write_source(data, work, config, originals)
         announced = write_folds(work, table, config) if "folds" in stages else ""
         with appear_whole(work.status) as temporary:
             status.to_csv(temporary, index=False)
-    actions = pd.DataFrame([(*key, action) for key, action in done.items()], columns=["video_id", "stage", "action"])
-    return Summary(status, actions.groupby(["stage", "action"], sort=False).size().rename("videos"), announced)
+    actions = pd.DataFrame([(stage, action) for (_, stage), action in done.items()], columns=["stage", "action"])
+    actions.stage = pd.Categorical(actions.stage, STAGES)
+    return Summary(status, actions.groupby(["stage", "action"], observed=True).size().rename("videos"), announced)
 
 
 @contextmanager
@@ -130,6 +130,19 @@ def _begin_run(work: WorkFolder, guarded: bool) -> Iterator[str]:
         yield run_id
     finally:
         shutil.rmtree(work.attempts, ignore_errors=True)
+
+
+def _write_source(data: Path, work: WorkFolder, config: PreprocessConfig, originals: int) -> None:
+    """Write source.json. A folds.csv that names crops of other settings goes first: it would be taken for theirs."""
+    settings = config.of_stage("crop")
+    try:
+        same = work.read_source()["settings"] == settings
+    except (FileNotFoundError, DamagedFile, KeyError):
+        same = False
+    if not same:
+        work.folds.unlink(missing_ok=True)
+    source = {"trained_on": _name(data), "margin": config.margin, "settings": settings}
+    write_json(work.source, source | {"folds": config.folds, "originals": originals})
 
 
 def warn_of_space(data: Path, work: WorkFolder, originals: int = 0) -> str:
@@ -174,6 +187,7 @@ def _run(
 ) -> dict[tuple[str, str], str]:
     """Run every family; return what was done: (video_id, stage) → action."""
     actions: dict[tuple[str, str], str] = {}
+    progress(0, len(families))
     lives = 1 + TRIES * len(STAGES) * max((len(family.rows) for family in families), default=0)
     for done, (_, made) in enumerate(run_tasks(Family.run, families, workers, scheduler, lives), 1):
         actions |= made
@@ -308,7 +322,7 @@ class Family:
             return self.actions
         fakes = [row for row in self.rows if row["label"]]
         if not found.count:
-            lost = "missing_original" if found.status == "missing_file" else found.status
+            lost = {"missing_file": "missing_original", "no_face": "no_face"}.get(found.status, "broken_original")
             for row in fakes:
                 self._give_up(row, lost, f"face detection in the original, {original_id}, ended with {found.status}")
             return self.actions
@@ -323,6 +337,7 @@ class Family:
                 lost = Made(
                     0, "missing_partner", f"cropping the original, {original_id}, ended with {real_crops.status}"
                 )
+                self.require_claim()
                 _record(self.work, row["video_id"], "masks", lost)
         return self.actions
 
@@ -338,10 +353,12 @@ class Family:
 
     def _give_up(self, row: dict, status: str, reason: str) -> None:
         """Without boxes of its original a video can't be cropped: what was made earlier goes, and it is said why."""
-        if "crop" in self.stages:
+        video_id, lost = row["video_id"], Made(0, status, reason)
+        if "crop" in self.stages and read_manifest(self.work, video_id) != {"crop": _entry(lost)}:
+            self.require_claim()
             self.work.folds.unlink(missing_ok=True)
-            _forget(self.work, row["video_id"], "crop")
-            _record(self.work, row["video_id"], "crop", Made(0, status, reason))
+            _forget(self.work, video_id, "crop")
+            _record(self.work, video_id, "crop", lost)
 
     def _mark_not_ready(self, row: dict, *stages: str) -> None:
         for stage in stages:
@@ -453,12 +470,13 @@ def parse_manifest(text: str) -> dict:
     return stages
 
 
-def _record(
-    work: WorkFolder, video_id: str, stage: str, made: Made,
-    settings: dict | None = None, inputs: Sequence = (), complete: bool = False,
-) -> None:  # fmt: skip
-    entry = made._asdict() | {"complete": complete, "settings": settings or {}, "inputs": list(inputs)}
-    write_json(work.manifest(video_id), read_manifest(work, video_id) | {stage: entry})
+def _entry(made: Made, settings: dict | None = None, inputs: Sequence = (), complete: bool = False) -> dict:
+    """What a manifest says of a stage."""
+    return made._asdict() | {"complete": complete, "settings": settings or {}, "inputs": list(inputs)}
+
+
+def _record(work: WorkFolder, video_id: str, stage: str, *about) -> None:
+    write_json(work.manifest(video_id), read_manifest(work, video_id) | {stage: _entry(*about)})
 
 
 def _forget(work: WorkFolder, video_id: str, stage: str) -> list[str]:

@@ -10,7 +10,7 @@ def text_progress(what: str) -> Callable[..., None]:
 
     def show(done: int, total: int, loss: float | None = None) -> None:
         nonlocal shown
-        tenth = 10 * done // total
+        tenth = 10 * done // total if total else 10
         if tenth > shown:
             shown = tenth
             print(f"{what} {done}/{total}" + ("" if loss is None else f" · loss {loss:.3f}"), flush=True)

@@ -21,7 +21,7 @@ from matplotlib.figure import Figure
 from dfdc_lib import plots
 from dfdc_lib.augment import valid_transforms
 from dfdc_lib.config import TrainConfig
-from dfdc_lib.dataset import read_folds
+from dfdc_lib.dataset import read_crops, read_folds
 from dfdc_lib.metrics import at_base_rate, auc, bootstrap_interval, log_loss
 from dfdc_lib.model import DeepfakeClassifier
 from dfdc_lib.paths import WorkFolder, appear_whole, read_json
@@ -225,7 +225,7 @@ def follows_slides(config: TrainConfig) -> bool:
 
 def read_held_out(work: WorkFolder, run: str) -> pd.DataFrame:
     """What a finished run says about each crop that it has not seen: the columns of folds.csv, and p_fake."""
-    return pd.read_csv(work.run(run) / "held_out.csv", dtype=dict.fromkeys(["video_id", "original_id", "file"], str))
+    return read_crops(work.run(run) / "held_out.csv")
 
 
 def judge_run(work: WorkFolder, run: str) -> pd.DataFrame:

@@ -8,12 +8,9 @@ What must not tell a fake from an original is made equal: both come from the sam
 go through the same encoder, and each face appears as often swapped in as filmed.
 """
 
-import json
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import asdict, dataclass, replace
 from functools import cache
-from multiprocessing import get_context
 from pathlib import Path
 from typing import NamedTuple
 
@@ -22,7 +19,8 @@ import numpy as np
 
 from dfdc_lib.geometry import move_points
 from dfdc_lib.manipulate import displace, eyes_to_mouth, replace_region
-from dfdc_lib.paths import appear_whole, write_json
+from dfdc_lib.paths import appear_whole, read_json, write_json
+from dfdc_lib.tasks import run_tasks
 from dfdc_lib.video import write_video
 
 VERSION = 2  # raise it when the same settings would give other pictures
@@ -300,8 +298,8 @@ def name_videos(count: int, seed: int) -> list[str]:
     return ["".join(letters) for letters in rng.choice(list("abcdefghijklmnopqrstuvwxyz"), (count, 10))]
 
 
-def _film_group(folder: Path, shot: Shot, fakes: list[Fake], names: list[str]) -> None:
-    cv2.setNumThreads(1)
+def _film_group(group: tuple[Path, Shot, list[Fake], list[str]]) -> None:
+    folder, shot, fakes, names = group
     filmed = list(film(shot))
     write_video(folder / f"{names[0]}.mp4", (frame for frame, _ in filmed), crf=shot.crf)
     for fake, name in zip(fakes, names[1:], strict=True):
@@ -319,15 +317,14 @@ def make_sample(
 ) -> Path:
     """Make the sample in folder `out`, in DFDC's layout, plus sample.json with how each video was made.
 
-    The same arguments give the same pictures; a folder that was made with them is kept as it is. Returns `out`.
+    The same arguments give the same pictures; a folder that was made with them is kept as it is. workers: processes
+    that film; 0: none but this one. Returns `out`.
     Raises FileExistsError where `out` holds anything but a sample.
     """
-    out, shape = (
-        Path(out),
-        {"n_parts": n_parts, "originals_per_part": originals_per_part, "n_frames": n_frames, "seed": seed},
-    )
+    out, shape = Path(out), {"n_parts": n_parts, "originals_per_part": originals_per_part}
+    shape |= {"n_frames": n_frames, "seed": seed}
     settings = {"version": VERSION} | shape
-    if (out / "sample.json").is_file() and json.loads((out / "sample.json").read_text()).get("settings") == settings:
+    if (out / "sample.json").is_file() and read_json(out / "sample.json").get("settings") == settings:
         return out
     if out.exists() and not _holds_only_a_sample(out):
         raise FileExistsError(f"{out} holds something else: name a new folder for the sample")
@@ -339,12 +336,10 @@ def make_sample(
             (folder / f"dfdc_train_part_{part}").mkdir(parents=True)
             members = [(shot, fakes, ids) for p, shot, fakes, ids in named if p == part]
             write_json(folder / f"dfdc_train_part_{part}" / "metadata.json", _metadata(members))
-        with ProcessPoolExecutor(workers, mp_context=get_context("spawn")) as pool:
-            largest_first = sorted(named, key=lambda group: -group[1].width * group[1].height)
-            tasks = [pool.submit(_film_group, folder / f"dfdc_train_part_{p}", *rest) for p, *rest in largest_first]
-            for done, task in enumerate(as_completed(tasks), 1):
-                task.result()
-                progress(done, len(tasks))
+        largest_first = sorted(named, key=lambda group: -group[1].width * group[1].height)
+        tasks = [(folder / f"dfdc_train_part_{part}", *rest) for part, *rest in largest_first]
+        for done, _ in enumerate(run_tasks(_film_group, tasks, workers), 1):
+            progress(done, len(tasks))
         write_json(folder / "sample.json", {"settings": settings, "videos": _recipes(named)})
     return out
 
@@ -379,7 +374,7 @@ def _recipes(named: list[tuple[int, Shot, list[Fake], list[str]]]) -> dict:
 
 def read_recipes(data: Path) -> dict[str, dict]:
     """How each video of a sample was made: video_id → {"shot": …} and, for a fake, {"fake": method, strength, …}."""
-    return json.loads((Path(data) / "sample.json").read_text())["videos"]
+    return read_json(Path(data) / "sample.json")["videos"]
 
 
 def read_methods(data: Path) -> dict[str, str]:

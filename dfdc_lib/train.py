@@ -133,7 +133,9 @@ def make_loader(
         data = CropDataset(order, reader, transform, seed, config.augmentation == "hard", config.self_blend)
     starts = [(step * world + rank) * items for step in range(first, config.epoch_steps)]
     batches = [list(range(start, start + items)) for start in starts]
-    return DataLoader(data, batch_sampler=batches, collate_fn=collate, num_workers=workers, pin_memory=workers > 0)
+    return DataLoader(
+        data, batch_sampler=batches, collate_fn=collate, num_workers=workers, pin_memory=torch.cuda.is_available()
+    )
 
 
 def train(
@@ -164,10 +166,9 @@ def train(
     made_from["processes"] = accelerator.num_processes  # each has a batch of its own
     folder = work.run(name)
     with hold(folder) if accelerator.is_main_process else nullcontext(), _stop_on_signals() as stop:
-        trainer = Trainer(work, config, folder, accelerator, made_from, pretrained)
+        trainer = Trainer(work, config, folder, accelerator, made_from, pretrained, workers, keep_every)
         trainer.load(overwrite)
-        trainer.keep_every = keep_every
-        finished = trainer.run(pair(rows) if config.paired else rows, held_out, workers, save_every, stop, progress)
+        finished = trainer.run(pair(rows) if config.paired else rows, held_out, save_every, stop, progress)
         return trainer.finish(held_out, finished)
 
 
@@ -185,8 +186,12 @@ def make_accelerator(precision: str):
 class Trainer:
     """One run: model, optimizer, history, and how they are saved. Its `run` is the training loop."""
 
-    def __init__(self, work: WorkFolder, config: TrainConfig, folder: Path, accelerator, made_from: dict, pretrained):
+    def __init__(
+        self, work: WorkFolder, config: TrainConfig, folder: Path, accelerator, made_from: dict,
+        pretrained: bool | Path, workers: int, keep_every: int,
+    ):  # fmt: skip
         self.config, self.folder, self.accelerator, self.made_from = config, folder, accelerator, made_from
+        self.workers, self.keep_every = workers, keep_every
         torch.manual_seed(config.seed)
         model = DeepfakeClassifier(config.encoder, pretrained).to(memory_format=torch.channels_last)
         source = work.read_source()
@@ -198,11 +203,10 @@ class Trainer:
 
             model.encoder = convert_sync_batchnorm(model.encoder)
         self.plain = model
-        self.reader = CropReader(work, model.card.size, keep=config.paired)
+        self.reader = CropReader(work, model.card.size, keep=config.paired and not workers)
         optimizer, self.scheduler = make_optimizer(model, config)
         self.model, self.optimizer = accelerator.prepare(model, optimizer)
         self.history = History()
-        self.keep_every = 0  # epochs; 0: keep none but the last and the best
         self.unread: list[Tensor] = []  # (2,) a step: the loss, and how many pictures were broken; on the device
         self.read_every = 1 if accelerator.device.type == "cpu" else 10
         self.scored: pd.DataFrame | None = None  # the held-out crops, by the weights of the last epoch
@@ -212,13 +216,13 @@ class Trainer:
         """How many steps are done."""
         return len(self.history.losses) + len(self.unread)
 
-    def run(self, rows: pd.DataFrame, held_out: pd.DataFrame, workers: int, save_every: int, stop, progress) -> bool:
+    def run(self, rows: pd.DataFrame, held_out: pd.DataFrame, save_every: int, stop, progress) -> bool:
         """The training loop. Returns False where it was asked to stop before the last step."""
         config, share = self.config, (self.accelerator.process_index, self.accelerator.num_processes)
         while self.step < config.steps:
             epoch, first = divmod(self.step, config.epoch_steps)
             self._set_train_mode()
-            for batch in make_loader(rows, self.reader, config, epoch, first, share, workers):
+            for batch in make_loader(rows, self.reader, config, epoch, first, share, self.workers):
                 self.take_step(*batch)
                 ends = self.step == config.steps or self.step % config.epoch_steps == 0
                 saves = ends or self.step % save_every == 0
@@ -308,7 +312,7 @@ class Trainer:
     def score(self, rows: pd.DataFrame) -> pd.DataFrame:
         """`rows` with their p_fake, the work shared among the processes."""
         rank, world = self.accelerator.process_index, self.accelerator.num_processes
-        mine = score_crops(self.plain, rows.iloc[rank::world], self.reader)
+        mine = score_crops(self.plain, rows.iloc[rank::world], self.reader, self.workers)
         if world == 1:
             return mine
         from accelerate.utils import gather_object
@@ -329,17 +333,24 @@ class Trainer:
         }
         save_checkpoint(self.folder / name, self.plain, None if weights_only else training)
 
-    def _is_same(self, made_from: dict) -> bool:
+    def _is_same(self, stored: dict) -> bool:
         """Was a run made from what this one is? A setting that did not exist then had what is now its default."""
-        settings = asdict(TrainConfig()) | made_from["settings"]
-        return made_from | {"settings": settings} == self.made_from
+        training = stored.get("training")
+        if training is None or stored["card"]["margin"] != self.plain.card.margin:  # folds.csv does not tell it
+            return False
+        settings = asdict(TrainConfig()) | training["made_from"]["settings"]
+        return training["made_from"] | {"settings": settings} == self.made_from
 
     def load(self, overwrite: bool) -> None:
         """Go on from last.pt, if there is one of the same settings and data."""
         path = self.folder / "last.pt"
-        stored = read_weights(path) if path.exists() else {}
-        training = stored.get("training")
-        if training is None or not self._is_same(training["made_from"]):
+        try:
+            stored = read_weights(path) if path.exists() else {}
+        except ValueError:  # damaged
+            if not overwrite:
+                raise
+            stored = {}
+        if not self._is_same(stored):
             if stored and not overwrite:
                 raise ValueError(
                     f"{self.folder} holds a run with other settings or data, or of another number of processes: "
@@ -347,12 +358,13 @@ class Trainer:
                 )
             self.accelerator.wait_for_everyone()  # the others read last.pt too
             if self.accelerator.is_main_process:
-                for old in self._files_of_a_run() if stored else []:
+                for old in self._files_of_a_run() if path.exists() else []:
                     old.unlink()
                 versions = {name: importlib.metadata.version(name) for name in VERSIONS}
                 about = self.made_from | {"card": asdict(self.plain.card), "versions": versions}
                 write_json(self.folder / "config.json", about)
             return
+        training = stored["training"]
         self.plain.load_state_dict(stored["state_dict"])
         self.optimizer.load_state_dict(training["optimizer"])
         self.scheduler.load_state_dict(training["scheduler"])
@@ -385,11 +397,14 @@ def judge(scored: pd.DataFrame) -> dict[str, float]:
     return result
 
 
-def score_crops(model: DeepfakeClassifier, rows: pd.DataFrame, reader: CropReader, batch: int = 64) -> pd.DataFrame:
-    """Return `rows` with a column p_fake: the model's answer for each crop. A broken picture raises ValueError."""
+def score_crops(model: DeepfakeClassifier, rows: pd.DataFrame, reader: CropReader, workers: int = 0) -> pd.DataFrame:
+    """Return `rows` with a column p_fake: the model's answer for each crop. A broken picture raises ValueError.
+
+    workers: processes that read crops.
+    """
     data = CropDataset(rows, reader, valid_transforms(model.card.size))
     scores = []
-    for pictures, _, broken in DataLoader(data, batch, collate_fn=collate):
+    for pictures, _, broken in DataLoader(data, 64, collate_fn=collate, num_workers=workers):
         if broken:
             raise ValueError(f"{broken} held-out crops can't be read: preprocess again")
         scores.append(model.predict(pictures))

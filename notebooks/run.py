@@ -210,6 +210,8 @@ def build_site(report: Path) -> Path:
     (source / "experiments").mkdir()
     for file in (ROOT / "experiments").glob("*.*"):
         shutil.copy(file, source / "experiments")  # the page of experiments reads their tables
+    for file in (ROOT / "notebooks").glob("*.csv"):
+        shutil.copy(file, source / "notebooks")
     for executed in sorted((report / "notebooks").glob("*.ipynb")):
         if (report / "notebooks" / f".{executed.stem}.made-from").exists():
             shutil.copy(executed, source / "notebooks")

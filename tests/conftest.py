@@ -77,7 +77,7 @@ def small_work(small_sample) -> WorkFolder:
 @pytest.fixture
 def work_copy(small_work, tmp_path) -> WorkFolder:
     """A copy of the small sample's artifacts, to be changed."""
-    shutil.copytree(small_work.root, tmp_path / "copy")
+    shutil.copytree(small_work.root, tmp_path / "copy", ignore=shutil.ignore_patterns("runs"))
     return WorkFolder(tmp_path / "copy")
 
 

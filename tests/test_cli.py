@@ -94,12 +94,30 @@ def test_doctor_says_which_of_the_seven_released_files_lie_where(tmp_path, capsy
     assert "final_111_DeepFakeClassifier_tf_efficientnet_b7_ns_0_36" in printed
 
 
+def test_doctor_reports_the_rest_where_the_data_are_no_data(small_work, tmp_path, capsys):
+    assert main(["doctor", "--data", str(tmp_path), "--work", str(small_work.root)]) == 1
+    printed = capsys.readouterr().out
+    assert "BAD data" in printed
+    assert "ok  missing: nothing" in printed
+
+
+def test_labels_that_can_not_serve_are_refused_before_anything_is_judged(small_sample, checkpoint, tmp_path, capsys):
+    labels = tmp_path / "labels.csv"
+    labels.write_text("filename,label\nother.mp4,1\n")
+    video = small_sample / read_metadata(small_sample).file[0]
+    assert main(["predict", str(video), "--checkpoint", str(checkpoint), "--labels", str(labels)]) == 2
+    printed = capsys.readouterr()
+    assert "no label for 1 videos" in printed.err
+    assert "p_fake" not in printed.out
+
+
 def test_predict_writes_a_page_and_tells_what_the_labels_say(small_sample, checkpoint, tmp_path, capsys):
     video = small_sample / read_metadata(small_sample).file[0]
     call = ["predict", str(video), "--checkpoint", str(checkpoint), "--frames", "3"]
     assert main([*call, "--report", str(tmp_path), "--labels", str(small_sample)]) == 0
     printed = capsys.readouterr().out
     assert "log loss" in printed
+    assert "11 videos have a label and were not among those given" in printed
     page = (tmp_path / f"{video.name}.html").read_text()
     assert "no proof" in page
     assert 'src="data:image/png' in page

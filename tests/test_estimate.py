@@ -122,7 +122,9 @@ def test_data_without_fakes_has_no_masks_to_make(small_sample, tmp_path, here):
 def test_the_command_prints_the_estimate(small_sample, here, capsys):
     assert main(["doctor", "--data", str(small_sample), "--estimate", "8"]) == 0
     printed = capsys.readouterr().out
-    assert f"preprocessing all of {small_sample} with 8 workers, by 4 originals and 8 fakes:" in printed
+    measured = "measured on 4 originals and 8 fakes"
+    assert f"what preprocessing all of {small_sample} would take 8 workers, {measured}" in printed
+    assert "seconds a video" in printed
     assert [line.split()[0] for line in printed.splitlines()[-4:]] == ["detect", "crop", "masks", "together"]
     assert main(["doctor", "--estimate", "8"]) == 2
     assert "--data" in capsys.readouterr().err

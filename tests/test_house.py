@@ -11,8 +11,12 @@ import tomllib
 import zipfile
 from pathlib import Path
 
+import pandas as pd
 import pytest
 import yaml
+
+from dfdc_lib.aggregate import join_videos
+from dfdc_lib.metrics import log_loss
 
 ROOT = Path(__file__).resolve().parent.parent
 TRACKED = subprocess.run(["git", "ls-files"], cwd=ROOT, capture_output=True, text=True).stdout.split()
@@ -92,6 +96,23 @@ def test_readme_names_the_two_commands_and_they_exist():
         "--test",
     ):
         assert option in printed
+
+
+def test_readme_gives_the_numbers_of_the_committed_tables():
+    faces = pd.read_csv(ROOT / "experiments" / "frame_scores.csv", comment="#", dtype={"video_id": str})
+    label = faces.groupby("video_id").label.first()
+    models = [name for name in faces if re.match(r"(seed|longer)_\d", name)]
+
+    def mean_loss(strategy):
+        joined = [join_videos(strategy, faces[m].to_numpy(), faces.video_id.to_numpy()) for m in models]
+        return statistics.mean(log_loss(label[video_ids], p) for video_ids, p in joined)
+
+    losses = f"{mean_loss('mean'):.3f} → {mean_loss('confident'):.3f}"
+    assert f"mean of {len(models)} small networks: {losses}" in README
+    seeds = pd.read_csv(ROOT / "experiments" / "seeds.csv").query("arm == 'seed'")
+    one = statistics.mean(log_loss(rows.label, rows.p_confident) for _, rows in seeds.groupby("seed"))
+    mean = seeds.groupby("video_id")[["label", "p_confident"]].mean()
+    assert f"eight small networks: {one:.2f} → {log_loss(mean.label, mean.p_confident):.2f}" in README
 
 
 def test_readme_links_lead_somewhere():

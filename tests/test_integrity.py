@@ -25,10 +25,9 @@ EVERY_6 = PreprocessConfig(every=6)
 
 
 @pytest.fixture
-def work(small_work, tmp_path) -> WorkFolder:
-    """A copy of the small sample's artifacts, to be damaged."""
-    shutil.copytree(small_work.root, tmp_path / "copy")
-    return WorkFolder(tmp_path / "copy")
+def work(work_copy) -> WorkFolder:
+    """To be damaged."""
+    return work_copy
 
 
 @pytest.fixture
@@ -142,15 +141,19 @@ def test_artifacts_of_other_settings_are_stale(work, data):
 
 
 def test_the_settings_of_the_folder_are_part_of_the_advice(work, data):
-    config = PreprocessConfig(every=6, margin="upstream", thresholds=(0.7, 0.8, 0.8))
+    config = PreprocessConfig(every=6, margin="upstream", thresholds=(0.7, 0.8, 0.8), folds=3)
     preprocess(data, work, config)
     assert not bad(work, data)
     next(work.crops(videos(data, 0)[0]).glob("*.png")).unlink()
     advice = bad(work, data)["missing boxes, crops or masks"].advice
     command = advice.split("`")[1]
-    assert command == f"dfdc preprocess {data} --work {work.root} --every 6 --margin upstream --thresholds inference"
+    settings = "--every 6 --margin upstream --thresholds inference --folds 3"
+    assert command == f"dfdc preprocess {data} --work {work.root} {settings}"
     assert main([*command.split()[1:], "--workers", "0"]) == 0
     assert not bad(work, data)
+    preprocess(data, work, config, originals=2)
+    shutil.rmtree(work.masks(videos(data, 1)[0]))
+    assert bad(work, data)["missing boxes, crops or masks"].advice.split("`")[1] == f"{command} --originals 2"
 
 
 def test_a_video_that_has_changed_makes_its_artifacts_stale(work, data):
@@ -210,6 +213,12 @@ def test_pictures_that_fit_no_entry_are_orphaned(work, data):
         (work.root / name).unlink()
     run_again(data, work)
     assert not bad(work, data)
+
+
+def test_a_number_that_no_frame_has_is_no_crop(work, data):
+    video = videos(data, 0)[0]
+    write_png(work.crops(video) / "12345678901_0.png", np.zeros((8, 8, 3), np.uint8))
+    assert f"crops/{video}/12345678901_0.png" in bad(work, data)["orphaned files that fit no entry"].found
 
 
 def test_videos_that_the_data_set_does_not_list_are_orphaned(work, data):

@@ -169,6 +169,25 @@ def test_stages_run_by_themselves_and_say_what_they_lack(small_sample, small_wor
         preprocess(small_sample, work, EVERY_6, stages=["sing"])
 
 
+def test_folds_never_stand_beside_a_source_of_other_settings(small_sample, work_copy):
+    """Else training would believe the margin in source.json, of crops that have another one."""
+    wider = PreprocessConfig(every=3, margin=0.5)
+    done = preprocess(small_sample, work_copy, wider, stages=["crop"])
+    assert done.actions.to_dict() == {("crop", "not ready"): 12}
+    assert work_copy.read_source()["margin"] == 0.5
+    assert not work_copy.folds.exists()
+
+
+def test_a_rerun_in_which_nothing_changes_leaves_the_folds_alone(small_sample, tmp_path):
+    data, work = tmp_path / "data", WorkFolder(tmp_path / "work")
+    shutil.copytree(small_sample, data)
+    (data / read_metadata(data).query("label == 0").file.iloc[0]).write_text("not a video")
+    preprocess(data, work, EVERY_6)
+    before = work.folds.stat().st_mtime_ns
+    preprocess(data, work, EVERY_6, stages=["crop"])
+    assert work.folds.stat().st_mtime_ns == before
+
+
 def test_an_artifact_that_was_deleted_by_hand_is_made_again(small_sample, small_work, work_copy):
     video = read_metadata(small_sample).query("label == 1").iloc[0]
     next(work_copy.crops(video.video_id).glob("*.png")).unlink()
@@ -266,7 +285,7 @@ def test_an_original_that_becomes_unreadable_takes_its_fakes_artifacts_along(sma
     fakes = read_metadata(data).query("label == 1 and original_id == @original.video_id").video_id
     assert not [fake for fake in fakes if work_copy.crops(fake).exists() or work_copy.masks(fake).exists()]
     assert not set(fakes) & set(pd.read_csv(work_copy.folds).video_id)
-    assert set(done.status[done.status.video_id.isin(fakes)].status) == {"unreadable"}
+    assert set(done.status[done.status.video_id.isin(fakes)].status) == {"broken_original"}
 
 
 def test_damaged_records_are_made_again(small_sample, small_work, work_copy):
@@ -419,6 +438,12 @@ def test_killed_five_times_and_still_the_same_bytes(small_sample, small_work, tm
     assert files_of(work) == files_of(small_work)
 
 
+def test_artifacts_lie_beside_the_data_never_in_them(tmp_path):
+    assert WorkFolder.beside(tmp_path / "dfdc").root == tmp_path / "work" / "dfdc"
+    one_part = WorkFolder.beside(tmp_path / "dfdc" / "dfdc_train_part_3").root
+    assert one_part == tmp_path / "work" / "dfdc_train_part_3"
+
+
 def test_missing_and_broken_videos_are_statuses(small_sample, tmp_path):
     data = tmp_path / "broken"
     shutil.copytree(small_sample, data)
@@ -445,7 +470,9 @@ def test_an_original_that_can_not_be_read_shows_in_each_of_its_fakes(small_sampl
     original = videos[videos.label == 0].iloc[0]
     (data / original.file).write_text("not a video")
     status = preprocess(data, WorkFolder(tmp_path / "work"), EVERY_6).status.groupby("video_id").status.agg(set)
-    assert all(status[v] == {"unreadable"} for v in videos[videos.original_id == original.video_id].video_id)
+    fakes = videos[(videos.original_id == original.video_id) & (videos.label == 1)].video_id
+    assert status[original.video_id] == {"unreadable"}
+    assert all(status[fake] == {"broken_original"} for fake in fakes)  # the fakes' own files are fine
     assert set(status.index) == set(videos.video_id)
 
 

@@ -55,6 +55,14 @@ def test_a_run_is_known_by_its_records(work_copy):
     assert runs.trained_on.tolist() == ["mine", "sample"]
 
 
+def test_names_stay_names(work_copy):
+    add_run(work_copy, "b5_0", TrainConfig(), "mine", 0.3)
+    path = work_copy.run("b5_0") / "held_out.csv"
+    table = pd.read_csv(path)
+    table.assign(video_id="null").to_csv(path, index=False)
+    assert set(read_held_out(work_copy, "b5_0").video_id) == {"null"}
+
+
 def test_only_the_slides_settings_are_theirs():
     slides = TrainConfig()
     for free in ({"encoder": "b7"}, {"seed": 3}, {"fold": 2}, {"batch": 12}, {"augmentation": "hard"}):

@@ -10,10 +10,11 @@ import pandas as pd
 import pytest
 import torch
 
-from dfdc_lib.config import DEMO_TRAINING, TrainConfig
+from dfdc_lib.config import DEMO_TRAINING, PreprocessConfig, TrainConfig
 from dfdc_lib.dataset import check_files, epoch_order, read_folds, split_fold
 from dfdc_lib.model import DeepfakeClassifier, load_checkpoint
 from dfdc_lib.paths import WorkFolder
+from dfdc_lib.preprocess import preprocess
 from dfdc_lib.train import balanced_loss, class_counts, make_optimizer, score_videos, train
 
 SHORT = replace(DEMO_TRAINING, steps=6, epoch_steps=3, batch=4)
@@ -126,6 +127,31 @@ def test_self_blending_trains_and_needs_its_own_name(small_work):
         train(small_work, SHORT, "blended")
 
 
+def test_crops_of_another_margin_are_other_data(small_sample, work_copy):
+    """folds.csv is the same for any margin."""
+    train(work_copy, SHORT, "run")
+    folds = work_copy.folds.read_bytes()
+    preprocess(small_sample, work_copy, PreprocessConfig(every=6, margin=0.5))
+    assert work_copy.folds.read_bytes() == folds
+    with pytest.raises(ValueError, match="other settings or data"):
+        train(work_copy, SHORT, "run")
+
+
+def test_overwrite_replaces_a_run_whose_checkpoint_is_damaged(work_copy):
+    folder = work_copy.run("damaged")
+    folder.mkdir(parents=True)
+    (folder / "last.pt").write_bytes(b"nothing")
+    with pytest.raises(ValueError, match="last.pt"):
+        train(work_copy, SHORT, "damaged")
+    assert train(work_copy, SHORT, "damaged", overwrite=True).finished
+
+
+def test_processes_that_read_crops_change_no_number(small_work):
+    alone, helped = (train(small_work, SHORT, f"readers_{n}", workers=n) for n in (0, 1))
+    assert alone.losses == helped.losses
+    assert alone.held_out.equals(helped.held_out)
+
+
 def test_a_run_from_before_a_setting_existed_goes_on(small_work):
     run = train(small_work, SHORT, "older")
     stored = torch.load(run.checkpoint, weights_only=True)
@@ -140,6 +166,8 @@ def test_wrong_settings_name_the_choices():
     for wrong in (1.5, -0.1, 1.0):
         with pytest.raises(ValueError, match="self_blend is a probability"):
             TrainConfig(self_blend=wrong)
+    with pytest.raises(ValueError, match="smoothing must be"):
+        TrainConfig(smoothing=0.5)
     with pytest.raises(ValueError, match="optimizer must be one of sgd, adamw"):
         TrainConfig(optimizer="adam")
 

@@ -1,4 +1,4 @@
-"""The page of experiments: each committed table with its date and command, and what it says in a few computed lines."""
+"""Committed tables on pages: experiments, with date, command and what they say in a few computed lines; statements."""
 
 import ast
 import re
@@ -55,7 +55,7 @@ def seeds(table: pd.DataFrame) -> Lines:
     for arm, part in table.groupby("arm", sort=False):
         alone = [log_loss(m.label, m.p_confident) for _, m in part.groupby(["seed", "epoch"])]
         mean = part.groupby("video_id")[["label", "p_confident"]].mean()
-        spread = f"{sum(alone) / len(alone):.2f} ({min(alone):.2f} to {max(alone):.2f})"
+        spread = f"{sum(alone) / len(alone):.2f}" + f" ({min(alone):.2f} to {max(alone):.2f})" * (len(alone) > 1)
         joint = f"{log_loss(mean.label, mean.p_confident):.2f}" if len(alone) > 1 else "—"
         rows.append(f"| {words[arm]} | {len(alone)} | {spread} | {joint} |")
     return rows
@@ -110,6 +110,28 @@ class Experiment(SphinxDirective):
         return [f"*Made on: {head}.*", "", *READERS[path.stem](table)]
 
 
+class Statements(SphinxDirective):
+    """`{statements} kind`: what the slides state and upstream does, of notebook 11's table; topics link to ours."""
+
+    required_arguments = 1
+
+    def run(self) -> list:
+        path = Path(self.env.srcdir) / "notebooks" / "11_statements.csv"
+        self.env.note_dependency(str(path))
+        table = pd.read_csv(path)
+        rows = [
+            f"| [{row.topic}](api/{row.here.split('.')[0]}.md) | {row.statement} | {row.upstream} |"
+            if "/" not in row.here
+            else f"| {row.topic} | {row.statement} | {row.upstream} |"
+            for row in table[table.kind == self.arguments[0]].itertuples()
+        ]
+        self.content = StringList(
+            ["| topic | the slides | upstream's code |", "|---|---|---|", *rows], self.env.docname
+        )
+        return self.parse_content_to_nodes()
+
+
 def setup(app: Sphinx) -> dict:
     app.add_directive("experiment", Experiment)
+    app.add_directive("statements", Statements)
     return {"parallel_read_safe": True, "parallel_write_safe": True}
