@@ -252,19 +252,25 @@ def write_site_table(table: pd.DataFrame, path: Path) -> None:
     memory = table[table.videos == largest].set_index("step").peak_gb
     columns = {"step": WHAT.keys(), "what": WHAT.values()}
     columns |= {f"s for {n:,} videos": seconds[n].map("{:.2g}".format) for n in (smallest, largest)}
-    columns["time grows as n to the"] = growth.map("{:.1f}".format)
-    columns["GB at most"] = memory[list(WHAT)].map("{:.1f}".format)
+    columns["grows with the videos, to the power of"] = growth.map("{:.1f}".format)
+    columns[f"GB at most, {largest:,} videos"] = memory[list(WHAT)].map("{:.1f}".format)
     pd.DataFrame({name: list(values) for name, values in columns.items()}).to_csv(path, index=False)
 
 
-# Okabe and Ito's colours, which colour-blind readers can tell apart, but for yellow; each also with another mark.
-COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#56b4e9", "#e69f00", "#000000")
-MARKS = ("o", "s", "^", "D", "v", "P")
+NEAR = (
+    "doctor",
+    "resume scan",
+    "write_folds",
+    "collect_status",
+    "pair",
+    "epoch, pairs",
+)  # steps that come near a limit
+STYLES = ("o-", "s--", "^-", "D--", "v-", "P--")
 
 
 def draw(table: pd.DataFrame, path: Path) -> None:
-    """Seconds and memory against the number of videos, a line a step, labelled where it ends."""
-    fig, axes = plt.subplots(1, 2, figsize=(12, 6), layout="constrained")
+    """Seconds and memory against the number of videos: the steps that come near a limit, the others in light grey."""
+    fig, axes = plt.subplots(2, 1, figsize=(7.1, 8), layout="constrained")
     panels = (
         ("cpu_seconds", "seconds of one core", LIMIT_SECONDS, "s", (0.01, 0.1, 1, 10, 60)),
         ("peak_gb", "peak memory, GB", LIMIT_GB, "GB", (0.5, 1, 2, 3)),
@@ -272,15 +278,18 @@ def draw(table: pd.DataFrame, path: Path) -> None:
     sizes = sorted(table.videos.unique())
     for axis, (column, name, limit, unit, ticks) in zip(axes, panels, strict=True):
         ends = {}
-        for number, (step, rows) in enumerate(table.groupby("step", sort=False)):
-            style = {"color": COLOURS[number % len(COLOURS)], "marker": MARKS[number % len(MARKS)]}
-            axis.plot(rows.videos, rows[column], lw=1.5, ms=5, ls="-" if number < len(COLOURS) else "--", **style)
-            ends[step] = (rows[column].iloc[-1], style["color"])
-        axis.axhline(limit, color="grey", ls="--", lw=1.5)
+        for step, rows in table.groupby("step", sort=False):
+            if step not in NEAR:
+                axis.plot(rows.videos, rows[column], color="#CCCCCC", lw=1)
+                continue
+            axis.plot(rows.videos, rows[column], STYLES[NEAR.index(step)], color="black", lw=1, ms=5)
+            ends[step] = rows[column].iloc[-1]
+        axis.axhline(limit, color="#777777", lw=3, zorder=0)
         axis.set(xscale="log", yscale="log", xlabel="videos", ylabel=name)
-        axis.set_xlim(sizes[0] / 1.15, sizes[-1] * 4)
-        axis.annotate(f"limit: {limit} {unit}", (sizes[0], limit), xytext=(0, 4),
-                      textcoords="offset points", color="dimgrey")  # fmt: skip
+        axis.set_xlim(sizes[0] / 1.15, sizes[-1] * 2.6)
+        axis.set_ylim(None, limit * 2)
+        axis.annotate(f"limit: {limit} {unit}", (sizes[0], limit), xytext=(0, 5),
+                      textcoords="offset points", color="#555555")  # fmt: skip
         axis.set_xticks(sizes, [f"{size:,}" for size in sizes])
         axis.minorticks_off()
         axis.set_yticks(ticks, [f"{tick:g}" for tick in ticks])
@@ -289,21 +298,20 @@ def draw(table: pd.DataFrame, path: Path) -> None:
     plt.close(fig)
 
 
-def label_ends(axis, ends: dict[str, tuple[float, str]], x: float) -> None:
+def label_ends(axis, ends: dict[str, float], x: float) -> None:
     """Write each line's name right of its end, moved up or down so that no two names touch."""
     low, high = np.log(axis.get_ylim())
-    order, gap = sorted(ends, key=lambda name: ends[name][0]), (high - low) / 21
-    places = np.log([ends[step][0] for step in order])
+    order, gap = sorted(ends, key=lambda name: ends[name]), (high - low) / 15
+    places = np.log([ends[step] for step in order])
     for _ in range(1000):  # neighbours that are too close push each other away
         push = np.maximum(gap - np.diff(places), 0) / 2
         places += np.append(0, push) - np.append(push, 0)
         places = np.clip(places, low + gap / 2, high - gap / 2)
     for step, place in zip(order, places, strict=True):
-        value, colour = ends[step]
-        line = {"arrowstyle": "-", "color": colour, "lw": 0.7, "shrinkA": 0, "shrinkB": 2}
+        line = {"arrowstyle": "-", "color": "#777777", "lw": 0.7, "shrinkA": 0, "shrinkB": 2}
         behind = {"facecolor": "white", "edgecolor": "none", "pad": 0.5}
         axis.annotate(
-            step, (x, value), xytext=(x * 1.3, np.exp(place)), va="center", color=colour, fontsize=10,
+            step, (x, ends[step]), xytext=(x * 1.3, np.exp(place)), va="center", fontsize=10,
             arrowprops=line, bbox=behind,
         )  # fmt: skip
 

@@ -1,6 +1,7 @@
 """Figures: grids of pictures, boxes, scores. Each function returns a matplotlib figure; none touches the disk.
 
-Blue is real and orange is fake, everywhere: the two stay apart for colour-blind readers and in grey print.
+Blue is real and orange is fake, everywhere and for nothing else: the two stay apart for colour-blind readers. What is
+neither (thresholds, people, epochs) is black or grey, told apart by dashes and marks.
 """
 
 from collections.abc import Callable, Sequence
@@ -20,20 +21,24 @@ def label_colour(label: int) -> str:
 
 
 def show_pictures(
-    pictures: Sequence[np.ndarray], titles: Sequence[str], columns: int = 4, width: float = 7.5
+    pictures: Sequence[np.ndarray], titles: Sequence[str], columns: int = 4, width: float = 7.1
 ) -> Figure:
     """A grid of pictures, each (H, W, 3) uint8 RGB or (H, W) shown as a heat map, with its title above.
 
-    `width` is that of the whole figure, in inches: at 7.5 the titles have the size of the text around them.
+    `width` is that of the whole figure, in inches: at 7.1 the titles have the size of the text around them. Raises
+    ValueError where there are no pictures, or not as many titles.
     """
-    if len(pictures) != len(titles):
-        raise ValueError(f"{len(pictures)} pictures need as many titles, got {len(titles)}")
+    if not len(pictures) or len(pictures) != len(titles):
+        raise ValueError(f"{len(pictures)} pictures need as many titles, got {len(titles)}; and one at least")
     columns = min(columns, len(pictures))
-    rows = -(-len(pictures) // columns)
-    height = (width / columns * pictures[0].shape[0] / pictures[0].shape[1] + 0.3) * rows
-    figure, axes = plt.subplots(rows, columns, figsize=(width, height), squeeze=False, layout="constrained")
+    shapes = [picture.shape[0] / picture.shape[1] for picture in pictures]
+    heights = [width / columns * max(shapes[i : i + columns]) + 0.3 for i in range(0, len(pictures), columns)]
+    figure, axes = plt.subplots(
+        len(heights), columns, figsize=(width, sum(heights)), height_ratios=heights, squeeze=False, layout="constrained"
+    )
     for axis in axes.flat:
         axis.axis("off")
+        axis.set_anchor("N")  # titles of a row stand at one height
     for axis, picture, title in zip(axes.flat, pictures, titles, strict=False):
         axis.imshow(picture, cmap="magma" if picture.ndim == 2 else None, vmin=0, vmax=255)
         axis.set_title(title, fontsize=9)
@@ -68,14 +73,15 @@ def draw_faces(frame: np.ndarray, boxes: np.ndarray, landmarks: np.ndarray) -> n
 
 
 def plot_training(metrics: pd.DataFrame, losses: Sequence[float]) -> Figure:
-    """The loss of each step in grey, the mean of each epoch in black, against guessing.
+    """The loss of each step in grey, the mean of each epoch in black at the epoch's middle, against guessing.
 
     metrics: columns step (the epoch's last), train_loss.
     """
-    figure, axis = plt.subplots(figsize=(7, 3), layout="constrained")
-    axis.plot(np.arange(1, len(losses) + 1), losses, color="#BBBBBB", linewidth=0.8, label="one step")
-    axis.plot(metrics.step, metrics.train_loss, "o-", color="black", label=f"mean of {metrics.step.iloc[0]} steps")
-    axis.axhline(np.log(2), color=FAKE, linestyle="--", label="guessing: log 2 = 0.693")
+    figure, axis = plt.subplots(figsize=(7.1, 3), layout="constrained")
+    middles = (metrics.step + metrics.step.shift(fill_value=0) + 1) / 2
+    axis.plot(np.arange(1, len(losses) + 1), losses, color="#999999", linewidth=0.8, label="one step")
+    axis.plot(middles, metrics.train_loss, "o-", color="black", label="mean of an epoch")
+    axis.axhline(np.log(2), color="black", linewidth=0.8, linestyle="--", label="guessing: log 2 = 0.693")
     axis.set(xlabel="step", ylabel="training loss (log loss)", ylim=(0, None))
     axis.legend(frameon=False, fontsize=9)
     return figure
@@ -85,7 +91,7 @@ def plot_timelines(timelines: dict[str, tuple[int, pd.DataFrame]], threshold: fl
     """p_fake over the frames of a few videos. timelines: title → (label, table with frame_idx and p_fake)."""
     rows = -(-len(timelines) // 2)
     figure, axes = plt.subplots(
-        rows, 2, figsize=(7.5, 2.2 * rows), sharex=True, sharey=True, squeeze=False, layout="constrained"
+        rows, 2, figsize=(7.1, 2.2 * rows), sharex=True, sharey=True, squeeze=False, layout="constrained"
     )
     for axis, (title, (label, faces)) in zip(axes.flat, timelines.items(), strict=False):
         axis.plot(faces.frame_idx, faces.p_fake, "o", color=label_colour(label), markersize=4)
@@ -98,18 +104,16 @@ def plot_timelines(timelines: dict[str, tuple[int, pd.DataFrame]], threshold: fl
 
 
 def plot_people(faces: pd.DataFrame, threshold: float = 0.8) -> Figure:
-    """p_fake over the frames of one video, one line a person. faces: columns frame_idx, face_idx, p_fake.
+    """p_fake over the frames of one video, a mark and a grey a person. faces: columns frame_idx, face_idx, p_fake.
 
     Where several models judged a face, their mean is drawn.
     """
-    figure, axis = plt.subplots(figsize=(7.5, 2.6), layout="constrained")
+    figure, axis = plt.subplots(figsize=(7.1, 2.6), layout="constrained")
     mean = faces.groupby(["face_idx", "frame_idx"], as_index=False).p_fake.mean()
     for number, (who, seen) in enumerate(mean.groupby("face_idx")):
-        shade, mark = ("black", "#0072B2", "#009E73", "#CC79A7")[number % 4], "osD^"[number % 4]
-        axis.plot(
-            seen.frame_idx, seen.p_fake, color=shade, marker=mark, markersize=4, linewidth=1, label=f"person {who}"
-        )
-    axis.axhline(threshold, color=FAKE, linewidth=0.8, linestyle="--")
+        style = {"color": ("black", "#777777")[number % 2], "marker": "osD^"[number % 4], "linestyle": "-:"[number % 2]}
+        axis.plot(seen.frame_idx, seen.p_fake, markersize=4, linewidth=1, label=f"person {who}", **style)
+    axis.axhline(threshold, color="black", linewidth=0.8, linestyle="--")
     axis.set_title(
         f"dashed: {threshold}, above which confident_strategy counts a face as sure", fontsize=9, loc="right"
     )
@@ -121,7 +125,7 @@ def plot_people(faces: pd.DataFrame, threshold: float = 0.8) -> Figure:
 
 def plot_verdicts(groups: dict[str, np.ndarray], threshold: float = 0.5) -> Figure:
     """One dot a video, one row a kind. groups: kind → p_fake of its videos; the kind "original" is drawn as real."""
-    figure, axis = plt.subplots(figsize=(7.5, 0.6 * len(groups) + 1.1), layout="constrained")
+    figure, axis = plt.subplots(figsize=(7.1, 0.6 * len(groups) + 1.1), layout="constrained")
     for row, (kind, scores) in enumerate(groups.items()):
         spread = row + 0.24 * np.sin(np.arange(len(scores)) * 2.4)
         axis.plot(scores, spread, "o", color=REAL if kind == "original" else FAKE, alpha=0.75, markersize=6)

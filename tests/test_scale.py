@@ -124,6 +124,6 @@ def test_the_page_has_each_step_and_the_figure_is_drawn(tmp_path):
     scale.write_site_table(pd.DataFrame(lines), tmp_path / "scale.csv")
     page = pd.read_csv(tmp_path / "scale.csv", dtype=str)
     assert page.step.tolist() == list(scale.STEPS)
-    assert set(page["time grows as n to the"]) == {"1.0"}
+    assert set(page["grows with the videos, to the power of"]) == {"1.0"}
     scale.draw(pd.DataFrame(lines), tmp_path / "scale.png")
-    assert np.frombuffer((tmp_path / "scale.png").read_bytes()[16:24], ">u4").tolist() == [1800, 900]
+    assert np.frombuffer((tmp_path / "scale.png").read_bytes()[16:24], ">u4").tolist() == [1065, 1200]
