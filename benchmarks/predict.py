@@ -14,9 +14,9 @@ from benchmarks.clips import make_clip
 from benchmarks.measure import alternate, compare
 from dfdc_lib.augment import valid_transforms
 from dfdc_lib.config import INFERENCE_THRESHOLDS, PredictConfig
-from dfdc_lib.geometry import isotropic_resize, spread_indices
+from dfdc_lib.geometry import cut_face, isotropic_resize, spread_indices
 from dfdc_lib.model import DeepfakeClassifier, save_checkpoint
-from dfdc_lib.predict import Cut, End, cut_face, decode_videos, detect_in, load_models, predict_videos, score_videos_in
+from dfdc_lib.predict import Cut, End, decode_videos, detect_in, load_models, predict_videos, score_videos_in
 from dfdc_lib.video import iterate_frames, probe
 
 PACKAGES = ("timm", "facenet-pytorch", "openvino", "opencv-python-headless")

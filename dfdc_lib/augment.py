@@ -235,6 +235,7 @@ def train_transforms(
 ) -> A.Compose:
     """The slides' training augmentation; with `hard`, blackouts and a grid of holes before it (needs landmarks).
 
+    as_upstream: see `slides_transforms`.
     record: the result's "applied_transforms" tells what was done.
     """
     first = [BlackOut(), GridMask(p=0.1)] if hard else []
@@ -269,4 +270,9 @@ def _shift_scale_rotate(shift: float, scale: float, degrees: float, p: float) ->
     )  # fmt: skip
 
 
-AUGMENTATIONS = {"slides": train_transforms, "hard": partial(train_transforms, hard=True), "demo": demo_transforms}
+AUGMENTATIONS = {
+    "slides": train_transforms,
+    "hard": partial(train_transforms, hard=True),
+    "upstream": partial(train_transforms, hard=True, as_upstream=True),
+    "demo": demo_transforms,
+}

@@ -13,10 +13,13 @@ from pathlib import Path
 
 from dfdc_lib.aggregate import STRATEGIES
 from dfdc_lib.config import (
+    AUGMENTATION_NAMES,
     BACKENDS,
     DEMO_TRAINING,
+    DETECTOR_INPUTS,
     ENCODERS,
     MARGINS,
+    MIXED_PRECISIONS,
     PRECISIONS,
     STAGES,
     THRESHOLDS,
@@ -287,12 +290,12 @@ def build_parser() -> argparse.ArgumentParser:
     tr.add_argument("--seed", type=int, help="of weights, order and augmentation: what ensembles differ in")
     tr.add_argument("--accumulate", type=int, help="parts that a batch is cut into where memory is short")
     tr.add_argument("--size", type=int, help="side of the input in pixels, where it is not to be the encoder's own")
-    tr.add_argument("--precision", choices=("no", "fp16", "bf16"), help="mixed precision")
+    tr.add_argument("--precision", choices=MIXED_PRECISIONS, help="mixed precision")
     tr.add_argument("--smoothing", type=float, metavar="EPS", help="labels become EPS and 1 - EPS")
     tr.add_argument(
         "--augmentation",
-        choices=("slides", "hard", "demo"),
-        help="hard: the slides', with parts of the face blacked out",
+        choices=AUGMENTATION_NAMES,
+        help="hard: the slides', and parts of the face blacked out; upstream: so, and with its one way to resize",
     )
     tr.add_argument(
         "--self-blend", type=float, metavar="P", help="with this probability a real crop becomes its own fake"
@@ -311,9 +314,11 @@ def build_parser() -> argparse.ArgumentParser:
         "--checkpoint", nargs="+", type=Path, required=True, metavar="FILE", help="of several the scores are averaged"
     )
     pred.add_argument("--frames", type=int, default=PredictConfig.frames, help="looked at, spread over the video")
-    pred.add_argument("--strategy", choices=STRATEGIES, default="confident", help="how the faces' scores are joined")
     pred.add_argument(
-        "--resize", choices=("slides", "half"), default="slides",
+        "--strategy", choices=STRATEGIES, default=PredictConfig.strategy, help="how the faces' scores are joined"
+    )
+    pred.add_argument(
+        "--resize", choices=DETECTOR_INPUTS, default=PredictConfig.resize,
         help="before detection: by the slides' rule, or always to half size as upstream's code does",
     )  # fmt: skip
     pred.add_argument("--backend", choices=BACKENDS, default="auto", help="what computes the scores")

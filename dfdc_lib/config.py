@@ -52,7 +52,24 @@ MARGINS = {"slides": 0.2, "readme": 0.3, "upstream": "upstream"}
 DETECT_METHOD = 2  # raise it when the same settings would give other boxes, landmarks or face_idx
 BACKENDS = ("auto", "torch", "openvino")  # what computes a trained network: see inference.py
 PRECISIONS = ("auto", "fp32", "bf16")
+MIXED_PRECISIONS = ("no", "fp16", "bf16")  # of training
+BLACKOUTS = ("hard", "upstream")  # the slides' augmentation and blackouts; as upstream: with its one way to resize
+AUGMENTATION_NAMES = ("slides", *BLACKOUTS, "demo")  # see augment.py
+DETECTOR_INPUTS = ("slides", "half")  # before detection: by the frame's size, or as upstream always does
 STAGES = ("detect", "crop", "masks", "folds")  # of preprocessing, in their order
+
+
+def check_margin(margin) -> None:
+    """Raise ValueError for what is no margin."""
+    number = isinstance(margin, int | float) and not isinstance(margin, bool) and 0 <= margin <= 100
+    if margin != "upstream" and not number:
+        raise ValueError(f'margin must be a number, 0 to 100, or "upstream", got {str(margin)[:80]}')
+
+
+def check_thresholds(thresholds) -> None:
+    """Raise ValueError for what are no thresholds of MTCNN's three stages."""
+    if len(thresholds) != 3 or not all(0 <= value <= 1 for value in thresholds):
+        raise ValueError(f"thresholds are three numbers from 0 to 1, got {thresholds}")
 
 
 @dataclass(frozen=True)
@@ -61,16 +78,14 @@ class PreprocessConfig:
 
     every: int = 10  # detect and crop on every n-th frame
     thresholds: tuple[float, float, float] = TRAIN_THRESHOLDS
-    margin: float | str = 0.2  # share of the box kept around it, each side (slides: about 20 %), or "upstream"
+    margin: float | str = MARGINS["slides"]  # share of the box kept around it, each side, or "upstream"
     folds: int = 16  # at most so many; upstream cuts its 50 parts into 16
 
     def __post_init__(self):
         if self.every < 1:
             raise ValueError(f"every must be at least 1, got {self.every}")
-        if self.margin != "upstream" and (isinstance(self.margin, str) or not 0 <= self.margin < float("inf")):
-            raise ValueError(f'margin must be a number, 0 or more, or "upstream", got {self.margin!r}')
-        if len(self.thresholds) != 3 or not all(0 <= value <= 1 for value in self.thresholds):
-            raise ValueError(f"thresholds are three numbers from 0 to 1, got {self.thresholds}")
+        check_margin(self.margin)
+        check_thresholds(self.thresholds)
         if self.folds < 2:
             raise ValueError(f"folds must be at least 2, got {self.folds}")
 
@@ -95,13 +110,14 @@ class PredictConfig:
     frames: int = 32  # spread evenly over the video; a shorter one gives all it has
     strategy: str = "confident"  # a name from aggregate.STRATEGIES
     thresholds: tuple[float, float, float] = INFERENCE_THRESHOLDS
-    resize: str = "slides"  # before detection: "slides" by the frame's size · "half", as upstream always does
+    resize: str = "slides"  # before detection: a name from DETECTOR_INPUTS
 
     def __post_init__(self):
         if self.frames < 1:
             raise ValueError(f"at least one frame must be looked at, got {self.frames}")
-        if self.resize not in ("slides", "half"):
-            raise ValueError(f"resize must be slides or half, got {self.resize!r}")
+        check_thresholds(self.thresholds)
+        if self.resize not in DETECTOR_INPUTS:
+            raise ValueError(f"resize must be one of {', '.join(DETECTOR_INPUTS)}, got {self.resize!r}")
 
 
 @dataclass(frozen=True)
@@ -119,7 +135,7 @@ class TrainConfig:
     weight_decay: float = 1e-4
     smoothing: float = 0.01  # slides: labels become 0.01 and 0.99
     paired: bool = False  # each real crop beside its own fake, both augmented alike
-    augmentation: str = "slides"  # "slides", "hard" (with blackouts) or "demo"
+    augmentation: str = "slides"  # a name from AUGMENTATION_NAMES
     self_blend: float = 0.0  # how often a real crop becomes its own fake (arXiv 2204.08376); the slides: never
     fold: int = 0  # the fold held out for validation
     seed: int = 0
@@ -130,8 +146,8 @@ class TrainConfig:
     def __post_init__(self):
         choices = {
             "optimizer": ("sgd", "adamw"),
-            "augmentation": ("slides", "hard", "demo"),
-            "precision": ("no", "fp16", "bf16"),
+            "augmentation": AUGMENTATION_NAMES,
+            "precision": MIXED_PRECISIONS,
         }
         encoder_preset(self.encoder)
         for field, valid in choices.items():
@@ -148,7 +164,7 @@ class TrainConfig:
             raise ValueError(f"self_blend is a probability, and below 1 unless crops are paired, got {self.self_blend}")
         if self.paired and self.batch % 2:
             raise ValueError(f"a batch of pairs must be even, got {self.batch}")
-        if self.paired and self.augmentation == "hard":
+        if self.paired and self.augmentation in BLACKOUTS:
             raise ValueError("pairs are not blacked out: choose augmentation slides or demo")
 
     @property

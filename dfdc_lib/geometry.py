@@ -54,12 +54,18 @@ def crop_box(frame: np.ndarray, box: tuple[int, int, int, int]) -> np.ndarray:
     return frame[y0:y1, x0:x1].copy()
 
 
+def cut_face(frame: np.ndarray, box, margin: float | str) -> np.ndarray:
+    """The crop (H, W, C) of a face's box (4,) with a margin; see `add_margin`, also for what it raises."""
+    return crop_box(frame, add_margin(box, margin, frame.shape[1], frame.shape[0]))
+
+
 def isotropic_resize(
     picture: np.ndarray, size: int, shrink: int = cv2.INTER_AREA, enlarge: int = cv2.INTER_CUBIC
 ) -> np.ndarray:
     """Resize so that the longer side is `size`, keeping the aspect ratio.
 
-    A face that is squeezed into a square looks like another face; here its shape stays what it was.
+    A face that is squeezed into a square looks like another face; here its shape stays what it was. What has the size
+    already is returned itself, and is no copy.
     """
     height, width = picture.shape[:2]
     factor = size / max(height, width)

@@ -92,10 +92,13 @@ def eyes_to_mouth(landmarks: np.ndarray) -> float:
     return float(np.hypot(*(landmarks[3:].mean(axis=0) - landmarks[:2].mean(axis=0))))
 
 
-def region_mask(landmarks: np.ndarray, height: int, width: int, region: str = "face", feather: float = 0.3):
+def region_mask(
+    landmarks: np.ndarray, height: int, width: int, region: str = "face", feather: float = 0.3
+) -> np.ndarray:
     """Return a soft ellipse (H, W) float32 in [0, 1] over a region of the face, turned with the head.
 
-    `feather` is the share of the radius over which it falls from 1 to 0; it is exactly 0 outside the ellipse.
+    `feather` is the share of the radius over which it falls from 1 to 0; it is exactly 0 outside the ellipse. Raises
+    ValueError for a region that is not in REGIONS.
     """
     if region not in REGIONS:
         raise ValueError(f"unknown region {region!r}: choose one of {', '.join(REGIONS)}")
@@ -113,7 +116,7 @@ def region_mask(landmarks: np.ndarray, height: int, width: int, region: str = "f
     return np.clip((1 - radius) / max(feather, 1e-6), 0, 1).astype(np.float32)
 
 
-def transfer_colour(picture: np.ndarray, reference: np.ndarray, where: np.ndarray, amount: float = 1.0):
+def transfer_colour(picture: np.ndarray, reference: np.ndarray, where: np.ndarray, amount: float = 1.0) -> np.ndarray:
     """Give `picture` the colour mean and spread of `reference`, both measured where `where` (H, W) is true, in Lab.
 
     `amount` 0 leaves it as it is, 1 matches fully. After Reinhard et al., Color Transfer between Images, 2001.
@@ -148,13 +151,17 @@ def lose_detail(picture: np.ndarray, detail: float) -> np.ndarray:
     )
 
 
-def blend(target: np.ndarray, donor: np.ndarray, weights: np.ndarray, opacity: float = 1.0):
+def blend(
+    target: np.ndarray, donor: np.ndarray, weights: np.ndarray, opacity: float = 1.0
+) -> tuple[np.ndarray, np.ndarray]:
     """Lay `donor` over `target` by `weights` (H, W) in [0, 1], at most `opacity`; return (picture, mask)."""
     mixed = target + opacity * weights[..., None] * (donor.astype(np.float32) - target)
     return np.clip(mixed, 0, 255).round().astype(np.uint8), np.ceil(weights * 255).astype(np.uint8)
 
 
-def fit_to(donor: np.ndarray, donor_landmarks: np.ndarray, landmarks: np.ndarray, height: int, width: int):
+def fit_to(
+    donor: np.ndarray, donor_landmarks: np.ndarray, landmarks: np.ndarray, height: int, width: int
+) -> np.ndarray:
     """Warp the donor's picture so that its landmarks fall on `landmarks` of a picture of height x width.
 
     A donor that is too large is first shrunk by area: plain sampling would alias, and aliasing is not a trait of fakes.

@@ -42,7 +42,7 @@ def bootstrap_interval(
     """The middle 95 % of `metric` when whole groups are drawn again with replacement.
 
     `groups` names the original of each video: an original and its fakes share a scene, so they are not independent
-    and are drawn together. Draws that hold one class only are skipped.
+    and are drawn together. Draws that hold one class only are skipped. p_fake: (n,), or (n, k) where `metric` takes it.
     """
     labels, p_fake, groups = np.asarray(labels), np.asarray(p_fake), np.asarray(groups)
     members = [np.flatnonzero(groups == g) for g in np.unique(groups)]

@@ -1,4 +1,4 @@
-"""The classifier: a timm encoder, an average, a dropout and one logit. And the checkpoints that hold it."""
+"""The classifier: a timm encoder, an average and one logit. And the checkpoints that hold it."""
 
 import pickle
 import struct
@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from dfdc_lib.config import ENCODERS, EncoderPreset, encoder_preset
+from dfdc_lib.config import ENCODERS, MARGINS, EncoderPreset, check_margin, encoder_preset
 from dfdc_lib.inference import make_scorer
 from dfdc_lib.paths import appear_whole, show
 
@@ -29,7 +29,7 @@ class ModelCard:
 
     encoder: str  # a name from config.ENCODERS, or timm's
     size: int  # side of the square input, pixels
-    margin: float | str = 0.2  # of the crops that it was trained on
+    margin: float | str = MARGINS["slides"]  # of the crops that it was trained on
     trained_on: str = "nothing"  # "nothing", "sample" or the data folder's name
 
     def __post_init__(self):
@@ -38,25 +38,23 @@ class ModelCard:
                 raise ValueError(f"encoder and trained_on are names, got {show(name)}")
         if not isinstance(self.size, int) or not 1 <= self.size <= 4096:
             raise ValueError(f"size is a number of pixels, at most 4096, got {show(self.size)}")
-        if self.margin != "upstream" and not (isinstance(self.margin, int | float) and 0 <= self.margin <= 100):
-            raise ValueError(f'margin is a number, 0 to 100, or "upstream", got {show(self.margin)}')
+        check_margin(self.margin)
 
 
 class DeepfakeClassifier(nn.Module):
     """Logit of "fake" for a batch of crops. encoder: a name from `config.ENCODERS`, or any that timm knows.
 
-    As upstream: encoder features, global average pool, dropout (0 unless given), one linear output. pretrained: start
-    from weights of ImageNet, from timm's hub (True; where it can't be reached a line says so and the weights are
-    random), from a file, or from a folder that holds <timm name>.safetensors, .pth or .bin.
+    As upstream: encoder features, global average pool, one linear output. pretrained: start from weights of ImageNet,
+    from timm's hub (True; where it can't be reached a line says so and the weights are random), from a file, or from a
+    folder that holds <timm name>.safetensors, .pth or .bin.
     """
 
-    def __init__(self, encoder: str, pretrained: bool | Path | str = False, dropout: float = 0.0):
+    def __init__(self, encoder: str, pretrained: bool | Path | str = False):
         super().__init__()
         preset = encoder_preset(encoder)
         self.card = ModelCard(encoder, preset.size)
         self.encoder = create_encoder(preset, pretrained)
         self.features = nn.Identity()  # changes nothing; a place where Grad-CAM can listen
-        self.dropout = nn.Dropout(dropout)
         self.fc = nn.Linear(self.encoder.num_features, 1)
         self._how: tuple[str, str] | None = None  # backend and precision, once `speed_up` was asked for
         self._scorer: Callable[[Tensor], Tensor] | None = None
@@ -65,7 +63,7 @@ class DeepfakeClassifier(nn.Module):
         """crops (N, 3, S, S) normalised → logits (N,)."""
         features = self.features(self.encoder.forward_features(crops))  # (N, C, S/32, S/32)
         pooled = features.mean(dim=(2, 3))  # (N, C)
-        return self.fc(self.dropout(pooled)).squeeze(1)
+        return self.fc(pooled).squeeze(1)
 
     @torch.inference_mode()
     def predict(self, crops: Tensor) -> Tensor:

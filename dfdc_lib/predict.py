@@ -18,7 +18,7 @@ from dfdc_lib.aggregate import STRATEGIES, join_videos
 from dfdc_lib.augment import valid_transforms
 from dfdc_lib.config import PredictConfig
 from dfdc_lib.faces import DETECT_AT_ONCE, Faces, link_faces, shared_detector
-from dfdc_lib.geometry import add_margin, crop_box, isotropic_resize, spread_indices
+from dfdc_lib.geometry import cut_face, isotropic_resize, spread_indices
 from dfdc_lib.metrics import log_loss
 from dfdc_lib.model import DeepfakeClassifier, load_checkpoint
 from dfdc_lib.paths import appear_whole
@@ -40,7 +40,7 @@ class Verdict:
     """What can be said about one video.
 
     status: "ok" · "short" (fewer frames than asked for, or the file breaks off) · "decode_error" · "detect_error" ·
-    "no_face" · "no_video_stream" · "unreadable" · "too_large" · "missing"; of `dfdc predict` also "crashed" ·
+    "no_face" · "no_video_stream" · "unreadable" · "too_large" · "missing_file"; of `dfdc predict` also "crashed" ·
     "timeout" · "out_of_memory" (see submission.py). p_fake is None where no face was seen: what could not be judged has
     no score. The first four may have one, from the frames that could be read. faces: one row a face and checkpoint
     (frame_idx, face_idx, box x0, y0, x1, y1 in pixels, the detector's score, checkpoint, p_fake).
@@ -101,7 +101,6 @@ class End(NamedTuple):
 
 def load_models(
     models: Iterable[DeepfakeClassifier | Path | str],
-    device: str = "auto",
     backend: str = "auto",
     precision: str = "auto",
 ) -> dict[str, DeepfakeClassifier]:
@@ -109,8 +108,7 @@ def load_models(
 
     backend, precision: how those from paths compute (see `inference.make_scorer`); a loaded one is used as it is.
     """
-    if device == "auto":
-        device = "cuda" if torch.cuda.is_available() else "cpu"
+    device = "cuda" if torch.cuda.is_available() else "cpu"
     loaded = {}
     for number, model in enumerate(models):
         name = f"model {number}" if isinstance(model, DeepfakeClassifier) else str(model)
@@ -125,17 +123,16 @@ def load_models(
 
 
 def predict_video(
-    path: Path, models, n_frames: int = 32, strategy: str = "confident", config: PredictConfig | None = None
+    path: Path, models, n_frames: int = PredictConfig.frames, strategy: str = PredictConfig.strategy
 ) -> Verdict:
     """Score one video: `n_frames` frames spread evenly, every face in them, `strategy` over all, mean over models.
 
-    models: loaded models or checkpoint paths. strategy: a name from `aggregate.STRATEGIES`. config: all settings at
-    once, instead of the two. A file that is not there raises FileNotFoundError; a video that can't be judged gives a
-    verdict with a status and no score.
+    models: loaded models or checkpoint paths. strategy: a name from `aggregate.STRATEGIES`. A file that is not there
+    raises FileNotFoundError; a video that can't be judged gives a verdict with a status and no score.
     """
     if not Path(path).exists():
         raise FileNotFoundError(f"no such video: {path}")
-    return next(predict_videos([path], models, config or PredictConfig(n_frames, strategy)))
+    return next(predict_videos([path], models, PredictConfig(n_frames, strategy)))
 
 
 def predict_videos(paths: Iterable[Path], models, config: PredictConfig = PredictConfig()) -> Iterator[Verdict]:
@@ -159,7 +156,7 @@ def decode_videos(paths: Iterable[Path], n_frames: int) -> Iterator[Frame | End]
                 n_decoded += 1
                 yield Frame(frame_idx, picture)
         except FileNotFoundError:
-            yield End(path, "missing", "no such file (a link that leads nowhere, or removed meanwhile)")
+            yield End(path, "missing_file", "no such file (a link that leads nowhere, or removed meanwhile)")
         except VideoError as error:
             yield End(path, error.status, error.reason)
         except OSError as error:
@@ -216,11 +213,6 @@ def _detect_or_tell(frames: list[Frame], config: PredictConfig) -> list[Faces | 
 def cut_faces(picture: np.ndarray, faces: Faces, cut: Cut) -> list[np.ndarray]:
     """The crops of a frame's faces, with the margin and the longer side that a checkpoint wants."""
     return [isotropic_resize(cut_face(picture, box, cut.margin), cut.size) for box in faces.boxes]
-
-
-def cut_face(frame: np.ndarray, box, margin: float | str) -> np.ndarray:
-    """The crop (H, W, 3) uint8 RGB of a box in a frame, with `margin`."""
-    return crop_box(frame, add_margin(box, margin, frame.shape[1], frame.shape[0]))
 
 
 def score_videos_in(

@@ -27,7 +27,7 @@ import pandas as pd
 
 from dfdc_lib.config import STAGES, PreprocessConfig
 from dfdc_lib.faces import DETECT_AT_ONCE, FaceLinker, shared_detector
-from dfdc_lib.geometry import add_margin, crop_box, detector_scale
+from dfdc_lib.geometry import cut_face, detector_scale
 from dfdc_lib.metadata import assign_folds, describe_folds, read_metadata
 from dfdc_lib.paths import (
     DamagedFile,
@@ -508,7 +508,7 @@ def detect_faces(path: Path, original_id: str, family: Family) -> Made:
     config, info = family.config, probe(path)
     wanted, linker, frames = range(0, info.n_frames, config.every), FaceLinker(), []
     ahead = family.begin_ahead(original_id, "crop")
-    cutter = FaceCutter(ahead.folder, config.margin, info.width, info.height) if ahead else None
+    cutter = FaceCutter(ahead.folder, config.margin) if ahead else None
     for several in in_groups(read_frames(path, wanted, info), DETECT_AT_ONCE):
         found = shared_detector(config.thresholds, cores()).detect_resized([picture for _, picture in several])
         for (frame_idx, picture), faces in zip(several, found, strict=True):
@@ -573,7 +573,7 @@ def crop_faces(path: Path, video_id: str, original_id: str, family: Family, comp
     comparer = CropComparer(ahead.folder, work.crops(original_id)) if ahead else None
     with family.appear(work.crops(video_id)) as folder:
         folder.mkdir()
-        cutter = FaceCutter(folder, family.config.margin, width, height)
+        cutter = FaceCutter(folder, family.config.margin)
         for frame_idx, picture in read_frames(path, wanted, info):
             crops = cutter.cut(picture, wanted[frame_idx])
             for name in crops if ahead else ():
@@ -589,8 +589,6 @@ class FaceCutter:
 
     folder: Path
     margin: float | str
-    width: int
-    height: int
     count: int = 0
     empty: list[str] = field(default_factory=list)  # boxes that leave nothing inside the frame
     seen: set[int] = field(default_factory=set)
@@ -602,7 +600,7 @@ class FaceCutter:
         for face_idx, box in zip(frame["face_idx"], frame["boxes"], strict=True):
             name = face_file(frame["frame_idx"], face_idx)
             try:
-                crops[name] = crop_box(picture, add_margin(box, self.margin, self.width, self.height))
+                crops[name] = cut_face(picture, box, self.margin)
             except ValueError:
                 self.empty.append(name)
                 continue

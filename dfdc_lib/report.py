@@ -22,10 +22,11 @@ from dfdc_lib import plots
 from dfdc_lib.augment import valid_transforms
 from dfdc_lib.config import TrainConfig
 from dfdc_lib.dataset import read_crops, read_folds
+from dfdc_lib.geometry import cut_face
 from dfdc_lib.metrics import at_base_rate, auc, bootstrap_interval, log_loss
 from dfdc_lib.model import DeepfakeClassifier
 from dfdc_lib.paths import WorkFolder, appear_whole, read_json
-from dfdc_lib.predict import REHEARSAL_WARNING, Verdict, cut_face
+from dfdc_lib.predict import REHEARSAL_WARNING, Verdict
 from dfdc_lib.train import score_videos
 from dfdc_lib.video import iterate_frames
 
@@ -86,7 +87,7 @@ def pick_suspects(faces: pd.DataFrame, n_crops: int) -> pd.DataFrame:
 def explain_suspects(
     verdict: Verdict, models: dict[str, DeepfakeClassifier], n_crops: int
 ) -> tuple[list[np.ndarray], list[np.ndarray], list[str]]:
-    """The most suspicious crops as the first model sees them, the same under Grad-CAM, and titles.
+    """The most suspicious crops (S, S, 3) uint8 RGB as the first model sees them, the same under Grad-CAM, and titles.
 
     The map is the mean over the models whose crops show the same part of the frame: those of the first one's margin.
     """

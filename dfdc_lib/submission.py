@@ -29,7 +29,7 @@ from dfdc_lib.tasks import TIME_LIMIT, TRIES, Lost, check_time_limit, run_tasks,
 from dfdc_lib.video import VideoError
 
 # What may have been the disk's fault or the machine's: another run tries again.
-PASSING = ("unreadable", "detect_error", "missing")
+PASSING = ("unreadable", "detect_error", "missing_file")
 
 
 @dataclass(frozen=True)

@@ -23,7 +23,7 @@ from torch.utils.data import DataLoader
 
 from dfdc_lib.aggregate import STRATEGIES, join_videos
 from dfdc_lib.augment import AUGMENTATIONS, valid_transforms
-from dfdc_lib.config import TrainConfig
+from dfdc_lib.config import BLACKOUTS, TrainConfig
 from dfdc_lib.dataset import (
     CropDataset,
     CropReader,
@@ -98,7 +98,7 @@ def class_counts(labels: Tensor) -> Tensor:
 
 
 def make_optimizer(model: nn.Module, config: TrainConfig):
-    """Return (optimizer, scheduler), the scheduler stepped after every batch."""
+    """Return (torch optimizer, torch scheduler), the scheduler to be stepped after every batch."""
     if config.optimizer == "adamw":
         optimizer = torch.optim.AdamW(model.parameters(), config.learning_rate, weight_decay=config.weight_decay)
         return optimizer, torch.optim.lr_scheduler.OneCycleLR(
@@ -130,7 +130,7 @@ def make_loader(
     if config.paired:
         data = PairDataset(order, reader, transform, seed, config.self_blend)
     else:
-        data = CropDataset(order, reader, transform, seed, config.augmentation == "hard", config.self_blend)
+        data = CropDataset(order, reader, transform, seed, config.augmentation in BLACKOUTS, config.self_blend)
     starts = [(step * world + rank) * items for step in range(first, config.epoch_steps)]
     batches = [list(range(start, start + items)) for start in starts]
     return DataLoader(
@@ -244,7 +244,7 @@ class Trainer:
     def take_step(self, pictures: Tensor, labels: Tensor, broken: int) -> None:
         """Forward, loss, backward, clip, step. Notebook 06 does one by hand."""
         accelerator, processes = self.accelerator, self.accelerator.num_processes
-        torch.manual_seed(stream_seed(self.config.seed, self.step, accelerator.process_index, 1))  # drop-path, dropout
+        torch.manual_seed(stream_seed(self.config.seed, self.step, accelerator.process_index, 1))  # drop-path
         pictures = pictures.to(accelerator.device, memory_format=torch.channels_last, non_blocking=True)
         labels = labels.to(accelerator.device, non_blocking=True)
         counts = accelerator.reduce(class_counts(labels))  # over all processes: see balanced_loss

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from dfdc_lib import augment
+from dfdc_lib.config import AUGMENTATION_NAMES
 from dfdc_lib.geometry import isotropic_resize
 from dfdc_lib.sample import LANDMARKS, portrait
 
@@ -140,6 +141,7 @@ def test_an_argument_that_the_library_does_not_know_is_an_error():
 
 def test_the_three_resizes_differ_and_upstreams_accident_is_a_switch():
     picture = GOLDEN["picture"]
+    assert tuple(augment.AUGMENTATIONS) == AUGMENTATION_NAMES
     for as_upstream, expected in ((False, set(augment.RESIZES)), (True, {augment.RESIZES[0]})):
         steps = augment.slides_transforms(96, as_upstream)
         choice = next(step for step in steps if isinstance(step, A.OneOf))

@@ -245,8 +245,8 @@ VIDEOS = {
     "pipe": (os.mkfifo, "unreadable", "unreadable", "unreadable"),
     "socket": (listen, "unreadable", "unreadable", "unreadable"),
     "link_to_device": (lambda path: path.symlink_to("/dev/zero"), "unreadable", "unreadable", "unreadable"),
-    "link_to_nowhere": (lambda path: path.symlink_to("/nowhere/x.mp4"), "missing_file", "missing_file", "missing"),
-    "link_to_itself": (lambda path: path.symlink_to(path), "missing_file", "missing_file", "missing"),
+    "link_to_nowhere": (lambda path: path.symlink_to("/nowhere/x.mp4"), "missing_file", "missing_file", "missing_file"),
+    "link_to_itself": (lambda path: path.symlink_to(path), "missing_file", "missing_file", "missing_file"),
     "link_elsewhere": (link_elsewhere, "ok", "ok", "ok"),
     # unusual, and a video
     "avi": (coded(form="avi"), "ok", "ok", "ok"),
@@ -423,7 +423,7 @@ def test_a_file_that_vanishes_between_two_looks_is_missing(tmp_path, monkeypatch
     monkeypatch.setattr("dfdc_lib.predict.probe", look_and_lose)
     monkeypatch.setattr("dfdc_lib.preprocess.probe", look_and_lose)
     write(tmp_path / "x.mp4")
-    assert decode(tmp_path / "x.mp4", 4) == ([], "missing")
+    assert decode(tmp_path / "x.mp4", 4) == ([], "missing_file")
     status = preprocess(make_good(tmp_path / "data"), WorkFolder(tmp_path / "work"), EVERY_2).status
     assert status.set_index(["video_id", "stage"]).status.to_dict() == {
         ("good", "detect"): "missing_file", ("good_fake", "crop"): "missing_original",
@@ -513,7 +513,7 @@ def test_what_may_not_be_read_is_a_status_and_the_others_are_read(open_folder):
         status = preprocess(data, WorkFolder(open_folder / "work"), EVERY_2).status
     assert (locked.status, other.status) == ("unreadable", "ok")
     assert "Permission denied" in locked.reason
-    assert status.status.tolist() == ["unreadable", "unreadable"]
+    assert status.status.tolist() == ["unreadable", "broken_original"]
 
 
 def test_a_folder_that_may_not_be_entered_is_a_status(open_folder):

@@ -155,7 +155,7 @@ ZOO = {
     "32_frames": ("ok", 32), "33_frames": ("ok", 32), "no_face": ("no_face", 32), "two_people": ("ok", 32),
     "variable_rate": ("ok", 32), "damaged": ("decode_error", 30), "truncated": ("unreadable", 0),
     "audio_only": ("no_video_stream", 0), "empty": ("unreadable", 0), "text": ("unreadable", 0),
-    "dangling": ("missing", 0), "latin_tag": ("ok", 32), "caf\ufffd": ("unreadable", 0),
+    "dangling": ("missing_file", 0), "latin_tag": ("ok", 32), "caf\ufffd": ("unreadable", 0),
 }  # fmt: skip
 
 
