@@ -125,8 +125,8 @@ def run_train(args) -> int:
 
 
 def run_predict(args) -> int:
-    from dfdc_lib.predict import REHEARSAL_WARNING, check_labels, check_results, find_videos, name_videos
-    from dfdc_lib.submission import Judges, judge_videos
+    from dfdc_lib.predict import REHEARSAL_WARNING
+    from dfdc_lib.submission import Judges, check_labels, check_results, find_videos, judge_videos, name_videos
 
     config = PredictConfig(args.frames, args.strategy, resize=args.resize)
     judges = Judges(tuple(args.checkpoint), config, args.backend, args.precision)
@@ -160,7 +160,7 @@ def run_predict(args) -> int:
 def tell_scores(verdicts: list, labels: dict[str, int], fallback: float | None) -> None:
     """How many videos have a score, what it means, and, where the truth is known, how good the scores are."""
     from dfdc_lib.metrics import at_base_rate
-    from dfdc_lib.predict import judge_verdicts
+    from dfdc_lib.submission import judge_verdicts
 
     n_scored = sum(v.p_fake is not None for v in verdicts)
     print(f"{n_scored} of {len(verdicts)} videos have a score (coverage {n_scored / len(verdicts):.0%})", end="")
@@ -179,17 +179,16 @@ def write_results(verdicts: list, names: dict[Path, str], args) -> None:
     """Write the submission; of a run that was stopped only where no larger one stands."""
     import pandas as pd
 
-    from dfdc_lib.predict import write_verdicts
-    from dfdc_lib.submission import forget_kept
+    from dfdc_lib.submission import PREDICTIONS, STATUS, forget_kept, write_verdicts
 
-    status = args.out.parent / "status.csv"
+    status = args.out.parent / STATUS
     complete = len(verdicts) == len(names)
     if not complete and status.exists() and len(pd.read_csv(status)) > len(verdicts):
         print(f"{args.out} stays as it was: it is of more videos than were judged now", file=sys.stderr)
         return
     write_verdicts(verdicts, args.out, args.fallback, names)
     whole = "" if complete else f" of {len(verdicts)} of {len(names)} videos so far"
-    print(f"wrote {args.out}{whole}, with status.csv and predictions.parquet beside it")
+    print(f"wrote {args.out}{whole}, with {STATUS} and {PREDICTIONS} beside it")
     if complete:
         forget_kept(args.out)
 

@@ -160,6 +160,12 @@ def write_json(path: Path, value) -> None:
         temporary.write_text(json.dumps(value, indent=1) + "\n")
 
 
+def write_csv(path: Path, table) -> None:
+    """Write a pandas table without its index, whole or not at all."""
+    with appear_whole(path) as temporary:
+        table.to_csv(temporary, index=False)
+
+
 def read_json(path: Path):
     """Read a JSON file. Raises FileNotFoundError, or DamagedFile for what is none, or gives a name two values."""
     path = Path(path)
@@ -288,6 +294,10 @@ class WorkFolder:
 
     def masks(self, fake_id: str) -> Path:
         return self.root / "masks" / fake_id
+
+    def artifact(self, stage: str, video_id: str) -> Path:
+        """What a stage makes of a video: its boxes file, or its folder of crops or masks."""
+        return {"detect": self.boxes, "crop": self.crops, "masks": self.masks}[stage](video_id)
 
     def run(self, name: str) -> Path:
         if Path(name).name != name or not name.strip("."):

@@ -42,6 +42,7 @@ from dfdc_lib.paths import (
     read_png,
     sweep_leftovers,
     take_place,
+    write_csv,
     write_json,
     write_png,
 )
@@ -110,8 +111,7 @@ def preprocess(
         if {"crop", "folds"} & set(stages):
             _write_source(data, work, config, originals)
         announced = write_folds(work, table, config) if "folds" in stages else ""
-        with appear_whole(work.status) as temporary:
-            status.to_csv(temporary, index=False)
+        write_csv(work.status, status)
     actions = pd.DataFrame([(stage, action) for (_, stage), action in done.items()], columns=["stage", "action"])
     actions.stage = pd.Categorical(actions.stage, STAGES)
     return Summary(status, actions.groupby(["stage", "action"], observed=True).size().rename("videos"), announced)
@@ -289,7 +289,7 @@ class Family:
         if stage not in self.stages:
             return None
         try:
-            folder = hidden_beside(self._artifact(video_id, stage))
+            folder = hidden_beside(self.work.artifact(stage, video_id))
             folder.mkdir()
         except OSError:  # the stage itself will say so
             return None
@@ -302,11 +302,8 @@ class Family:
         if ready is None or ready.made is None:
             return None
         self.require_claim()
-        take_place(ready.folder, self._artifact(video_id, stage))
+        take_place(ready.folder, self.work.artifact(stage, video_id))
         return ready.made
-
-    def _artifact(self, video_id: str, stage: str) -> Path:
-        return {"detect": self.work.boxes, "crop": self.work.crops, "masks": self.work.masks}[stage](video_id)
 
     def _run(self) -> dict[tuple[str, str], str]:
         original_id = self.rows[0]["original_id"]
@@ -379,7 +376,7 @@ class Family:
             return Made(known["count"], known["status"], known["reason"])
         if stage not in self.stages:
             return Made(0, "not_ready")
-        stands = known.get("complete") if known else self._artifact(video_id, stage).exists()  # without a record
+        stands = known.get("complete") if known else self.work.artifact(stage, video_id).exists()  # without a record
         if stands and stage != "masks" and not os.path.exists(self.data / row["file"]):
             self.actions[video_id, stage] = "stale, and the video is gone"  # what can't be made again is left alone
             return Made(0, "not_ready")
@@ -439,7 +436,7 @@ def _is_current(work: WorkFolder, video_id: str, stage: str, known: dict, settin
             return known["count"] == len(work.read_faces(video_id))
         except ValueError:  # damaged
             return False
-    folder = work.crops(video_id) if stage == "crop" else work.masks(video_id)
+    folder = work.artifact(stage, video_id)
     return known["count"] == (sum(name.endswith(".png") for name in os.listdir(folder)) if folder.is_dir() else 0)
 
 

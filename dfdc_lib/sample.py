@@ -292,7 +292,7 @@ def plan(n_parts: int, originals_per_part: int, n_frames: int, seed: int) -> lis
     return result
 
 
-def name_videos(count: int, seed: int) -> list[str]:
+def draw_names(count: int, seed: int) -> list[str]:
     """Ten random letters each, as DFDC names its videos."""
     rng = np.random.default_rng([seed, 1])
     return ["".join(letters) for letters in rng.choice(list("abcdefghijklmnopqrstuvwxyz"), (count, 10))]
@@ -329,7 +329,7 @@ def make_sample(
     if out.exists() and not _holds_only_a_sample(out):
         raise FileExistsError(f"{out} holds something else: name a new folder for the sample")
     groups = plan(**shape)
-    names = iter(name_videos(sum(1 + len(fakes) for _, _, fakes in groups), seed))
+    names = iter(draw_names(sum(1 + len(fakes) for _, _, fakes in groups), seed))
     named = [(part, shot, fakes, [next(names) for _ in range(1 + len(fakes))]) for part, shot, fakes in groups]
     with appear_whole(out) as folder:
         for part in range(n_parts):

@@ -1,4 +1,4 @@
-"""Many videos to verdicts, each a task of its own: for `dfdc predict`, which may run for days.
+"""Many videos to a submission, each video a task of its own: for `dfdc predict`, which may run for days.
 
 Each verdict is kept on disk as soon as it is there, so that a run that was stopped goes on where it was. A video that
 takes its process with it, or never ends, costs a status and nothing else.
@@ -10,26 +10,31 @@ import json
 import shutil
 import tempfile
 import uuid
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import asdict, dataclass, replace
 from functools import lru_cache
 from importlib.util import find_spec
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 import torch
 
 from dfdc_lib.config import PredictConfig
+from dfdc_lib.metrics import log_loss
 from dfdc_lib.model import DeepfakeClassifier, load_checkpoint
-from dfdc_lib.paths import describe_file, hold, write_json
+from dfdc_lib.paths import appear_whole, describe_file, hold, write_csv, write_json
 from dfdc_lib.predict import Verdict, load_models, predict_videos
 from dfdc_lib.report import write_page
 from dfdc_lib.tasks import TIME_LIMIT, TRIES, Lost, check_time_limit, run_tasks, watched
-from dfdc_lib.video import VideoError
+from dfdc_lib.video import VideoError, printable
 
 # What may have been the disk's fault or the machine's: another run tries again.
 PASSING = ("unreadable", "detect_error", "missing_file")
+VIDEO_SUFFIXES = (".mp4", ".mov", ".avi", ".mkv", ".webm")
+STATUS, PREDICTIONS = "status.csv", "predictions.parquet"  # what lies beside a submission
+STATUS_COLUMNS = ["filename", "status", "n_frames", "n_faces", "n_people", "reason"]
 
 
 @dataclass(frozen=True)
@@ -186,3 +191,91 @@ def _read_kept(path: Path, video: Path) -> Verdict | None:
         return _unpack(video, json.loads(path.read_text()))
     except (FileNotFoundError, ValueError, TypeError, KeyError):
         return None
+
+
+def find_videos(inputs: Iterable[Path | str]) -> list[Path]:
+    """Expand folders to the videos in them (by suffix, at any depth, sorted); links that lead nowhere are listed too.
+
+    Raises FileNotFoundError for a name that is not there, and for a folder without videos.
+    """
+    videos = []
+    for given in map(Path, inputs):
+        if not given.exists() and not given.is_symlink():
+            raise FileNotFoundError(f"no such file or folder: {given}")
+        inside = (
+            sorted(p for p in given.rglob("*") if p.suffix.lower() in VIDEO_SUFFIXES and not p.is_dir())
+            if given.is_dir()
+            else [given]
+        )
+        if not inside:
+            raise FileNotFoundError(f"no video ({', '.join(VIDEO_SUFFIXES)}) in {given}")
+        videos += inside
+    return list({video.absolute(): video for video in reversed(videos)}.values())[::-1]  # each once, as first named
+
+
+def name_videos(paths: Sequence[Path]) -> dict[Path, str]:
+    """What the results call each video: its file name; the whole path where two have the same file name."""
+    counts = pd.Series([path.name for path in paths], dtype=object).value_counts()
+    return {path: printable(path.name if counts[path.name] == 1 else path) for path in paths}
+
+
+def check_results(out: Path, labels: Path | None = None) -> None:
+    """Raise ValueError where the results would take the place of other files: of the labels, or of other results."""
+    out = Path(out)
+    if labels is not None and out.resolve() == Path(labels).resolve():
+        raise ValueError(f"{out} holds the labels: name the submission otherwise")
+    if out.name in (STATUS, PREDICTIONS):
+        raise ValueError(f"{out.name} is the name of another result: name the submission otherwise")
+    for path, begins in ((out, "filename,label"), (out.parent / STATUS, ",".join(STATUS_COLUMNS[:2]))):
+        if path.exists() and not path.read_text(errors="replace").startswith(begins):
+            raise ValueError(f"{path} is there and is not a result of `dfdc predict`: choose another folder for --out")
+    companions = [out.parent / name for name in (STATUS, PREDICTIONS)]
+    if any(path.exists() for path in companions) and not out.exists():
+        raise ValueError(f"{out.parent} holds the results of another submission: choose another folder for --out")
+
+
+def write_verdicts(
+    verdicts: Sequence[Verdict], out: Path, fallback: float | None = None, names: dict[Path, str] | None = None
+) -> None:
+    """Write the submission `out`: filename, label. Videos without a score are left out, or get `fallback` if given.
+
+    Beside it go status.csv (all videos) and predictions.parquet (one row a face and checkpoint). names: of all videos
+    of the run (see `name_videos`), where these are only the first of them.
+    """
+    out = Path(out)
+    names = names or name_videos([v.video for v in verdicts])
+    scored = [(names[v.video], fallback if v.p_fake is None else v.p_fake) for v in verdicts]
+    submission = pd.DataFrame([s for s in scored if s[1] is not None], columns=["filename", "label"])
+    rows = [(names[v.video], v.status, v.n_frames, v.n_faces, v.faces.face_idx.nunique(), v.reason) for v in verdicts]
+    faces = pd.concat(
+        [v.faces.assign(video=names[v.video]) for v in verdicts if len(v.faces)] or [Verdict("", "").faces]
+    )
+    write_csv(out, submission)
+    write_csv(out.parent / STATUS, pd.DataFrame(rows, columns=STATUS_COLUMNS))
+    with appear_whole(out.parent / PREDICTIONS) as temporary:
+        faces.reset_index(drop=True).to_parquet(temporary, index=False)
+
+
+def check_labels(videos: Sequence[Path], labels: dict[str, int]) -> None:
+    """Raise ValueError where a video has no label, or two have the same file name. labels: file name → 1 or 0."""
+    names = pd.Series([video.name for video in videos], dtype=object)
+    if names.duplicated().any():
+        raise ValueError(f"two videos are named {names[names.duplicated()].iloc[0]}: labels can't tell them apart")
+    unknown = names[~names.isin(labels.keys())]
+    if len(unknown):
+        raise ValueError(f"no label for {len(unknown)} videos, such as {unknown.iloc[0]}")
+
+
+def judge_verdicts(verdicts: Sequence[Verdict], labels: dict[str, int], fallback: float = 0.5) -> dict[str, float]:
+    """How good the verdicts are, where the truth is known: coverage, log loss of the scored, log loss of all.
+
+    labels: file name → 1 for a fake. For the log loss of all, videos without a score count as `fallback`. Raises
+    ValueError where a label is missing, or two videos have the same file name.
+    """
+    check_labels([v.video for v in verdicts], labels)
+    truth = np.array([labels[v.video.name] for v in verdicts])
+    scores = np.array([np.nan if v.p_fake is None else v.p_fake for v in verdicts], float)
+    known = ~np.isnan(scores)
+    of_scored = log_loss(truth[known], scores[known]) if known.any() else float("nan")
+    everything = log_loss(truth, np.where(known, scores, fallback))
+    return {"coverage": float(known.mean()), "log_loss_scored": of_scored, "log_loss_all": everything}

@@ -38,7 +38,7 @@ from dfdc_lib.dataset import (
 )
 from dfdc_lib.metrics import log_loss
 from dfdc_lib.model import DeepfakeClassifier, read_weights, save_checkpoint
-from dfdc_lib.paths import WorkFolder, appear_whole, hold, write_json
+from dfdc_lib.paths import WorkFolder, hold, write_csv, write_json
 
 VERSIONS = ("torch", "timm", "accelerate", "albumentations", "opencv-python-headless", "numpy")
 
@@ -307,7 +307,7 @@ class Trainer:
         if self.keep_every and (epoch + 1) % self.keep_every == 0:
             self.save(f"epoch_{epoch}.pt", weights_only=True)
         if self.accelerator.is_main_process:
-            _write_table(self.folder / "metrics.csv", pd.DataFrame(history.epochs))
+            write_csv(self.folder / "metrics.csv", pd.DataFrame(history.epochs))
 
     def score(self, rows: pd.DataFrame) -> pd.DataFrame:
         """`rows` with their p_fake, the work shared among the processes."""
@@ -382,7 +382,7 @@ class Trainer:
         if scored is None:  # a finished run that was taken up again; an unfinished one ends at once, unscored
             scored = self.score(held_out) if finished else held_out.assign(p_fake=float("nan"))
         if finished and self.accelerator.is_main_process:
-            _write_table(self.folder / "held_out.csv", scored)
+            write_csv(self.folder / "held_out.csv", scored)
         metrics = pd.DataFrame(self.history.epochs)
         return Run(self.folder, self.plain.eval(), self.history.losses, metrics, scored, finished)
 
@@ -453,8 +453,3 @@ def _stop_on_signals() -> Iterator[Stop]:
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
-
-
-def _write_table(path: Path, table: pd.DataFrame) -> None:
-    with appear_whole(path) as temporary:
-        table.to_csv(temporary, index=False)

@@ -13,6 +13,7 @@ import torch
 from conftest import write_intra_video
 
 from dfdc_lib import predict as p
+from dfdc_lib import submission
 from dfdc_lib.aggregate import confident_strategy
 from dfdc_lib.augment import valid_transforms
 from dfdc_lib.cli import main
@@ -89,22 +90,22 @@ def test_checkpoints_can_be_given_as_paths(video, models, tmp_path):
 def test_the_submission_lists_scored_videos_and_the_status_all(tmp_path, video, models):
     (tmp_path / "text.mp4").write_text("no video")
     verdicts = [p.predict_video(path, models[:1], n_frames=2) for path in (video, tmp_path / "text.mp4")]
-    p.write_verdicts(verdicts, tmp_path / "out" / "submission.csv")
-    submission = pd.read_csv(tmp_path / "out" / "submission.csv")
+    submission.write_verdicts(verdicts, tmp_path / "out" / "submission.csv")
+    listed = pd.read_csv(tmp_path / "out" / "submission.csv")
     status = pd.read_csv(tmp_path / "out" / "status.csv")
     faces = pd.read_parquet(tmp_path / "out" / "predictions.parquet")
-    assert submission.filename.tolist() == [video.name]
+    assert listed.filename.tolist() == [video.name]
     assert status.status.tolist() == ["ok", "unreadable"]
     assert set(faces.video) == {video.name}
     assert {"frame_idx", "face_idx", "x0", "score", "p_fake"} <= set(faces.columns)
 
 
 def test_folders_are_searched_and_wrong_names_refused(small_sample, tmp_path):
-    assert len(p.find_videos([small_sample])) == 12
+    assert len(submission.find_videos([small_sample])) == 12
     with pytest.raises(FileNotFoundError, match="no video"):
-        p.find_videos([tmp_path])
+        submission.find_videos([tmp_path])
     with pytest.raises(FileNotFoundError, match="nowhere"):
-        p.find_videos([tmp_path / "nowhere"])
+        submission.find_videos([tmp_path / "nowhere"])
 
 
 def turn_by_metadata(path):
@@ -210,18 +211,18 @@ def test_the_strategy_runs_over_all_faces_for_each_model_and_then_comes_the_mean
 
 def test_coverage_and_log_loss_with_and_without_the_fallback():
     verdicts = [p.Verdict(Path("a.mp4"), "ok", 0.8), p.Verdict(Path("b.mp4"), "no_face")]
-    judged = p.judge_verdicts(verdicts, {"a.mp4": 1, "b.mp4": 0})
+    judged = submission.judge_verdicts(verdicts, {"a.mp4": 1, "b.mp4": 0})
     assert judged["coverage"] == 0.5
     assert judged["log_loss_scored"] == pytest.approx(-np.log(0.8))
     assert judged["log_loss_all"] == pytest.approx(-(np.log(0.8) + np.log(0.5)) / 2)
     with pytest.raises(ValueError, match="no label for 1 videos, such as b.mp4"):
-        p.judge_verdicts(verdicts, {"a.mp4": 1})
+        submission.judge_verdicts(verdicts, {"a.mp4": 1})
 
 
 def test_a_video_that_is_named_twice_is_judged_once(tmp_path, monkeypatch):
     (tmp_path / "a.mp4").write_text("")
     monkeypatch.chdir(tmp_path)
-    assert p.find_videos(["a.mp4", tmp_path / "a.mp4", tmp_path]) == [Path("a.mp4")]
+    assert submission.find_videos(["a.mp4", tmp_path / "a.mp4", tmp_path]) == [Path("a.mp4")]
 
 
 def test_two_videos_of_the_same_name_keep_apart(tmp_path, video, models):
@@ -230,22 +231,22 @@ def test_two_videos_of_the_same_name_keep_apart(tmp_path, video, models):
         (tmp_path / folder).mkdir()
         paths.append(tmp_path / folder / "same.mp4")
         paths[-1].write_bytes(video.read_bytes())
-    p.write_verdicts(list(p.predict_videos(paths, models, p.PredictConfig(frames=2))), tmp_path / "s.csv")
+    submission.write_verdicts(list(p.predict_videos(paths, models, p.PredictConfig(frames=2))), tmp_path / "s.csv")
     assert pd.read_csv(tmp_path / "s.csv").filename.tolist() == [str(path) for path in paths]
 
 
 def test_results_never_take_the_place_of_other_files(tmp_path):
     (tmp_path / "status.csv").write_text("my,own,table\n")
     with pytest.raises(ValueError, match="choose another folder"):
-        p.check_results(tmp_path / "submission.csv")
+        submission.check_results(tmp_path / "submission.csv")
 
     (tmp_path / "one").mkdir()
-    p.write_verdicts([p.Verdict(Path("a.mp4"), "ok", 0.5)], tmp_path / "one" / "first.csv")
-    p.check_results(tmp_path / "one" / "first.csv")
+    submission.write_verdicts([p.Verdict(Path("a.mp4"), "ok", 0.5)], tmp_path / "one" / "first.csv")
+    submission.check_results(tmp_path / "one" / "first.csv")
     with pytest.raises(ValueError, match="another submission"):
-        p.check_results(tmp_path / "one" / "second.csv")
+        submission.check_results(tmp_path / "one" / "second.csv")
     with pytest.raises(ValueError, match="holds the labels"):
-        p.check_results(tmp_path / "truth.csv", tmp_path / "truth.csv")
+        submission.check_results(tmp_path / "truth.csv", tmp_path / "truth.csv")
 
 
 def test_a_detector_that_fails_on_a_frame_costs_that_frame_alone(zoo, models, monkeypatch):

@@ -128,7 +128,7 @@ def test_results_that_can_not_be_written_lose_no_verdict(videos, checkpoint, tmp
     def fail(*_):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("dfdc_lib.predict.write_verdicts", fail)
+    monkeypatch.setattr("dfdc_lib.submission.write_verdicts", fail)
     call = ["predict", str(videos[0]), "--checkpoint", str(checkpoint), "--frames", "2", "--out"]
     assert main([*call, str(tmp_path / "s.csv")]) == 2
     assert len(list((tmp_path / ".s.csv.verdicts").glob("*.json"))) == 1
