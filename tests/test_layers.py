@@ -39,6 +39,12 @@ def test_every_module_has_its_row():
     assert sorted(ROW_OF) == MODULES
 
 
+def test_contributors_see_the_same_rows():
+    lines = (LIBRARY.parent / "CONTRIBUTING.md").read_text().splitlines()
+    for number, row in enumerate(ROWS):
+        assert f"| {number} | {', '.join(f'`{module}`' for module in row)} |" in lines
+
+
 @pytest.mark.parametrize("module", MODULES)
 def test_imports_come_from_rows_above(module):
     inner = {name.removeprefix("dfdc_lib.") for name in imported_modules(module) if name.startswith("dfdc_lib.")}
