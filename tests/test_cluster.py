@@ -80,7 +80,7 @@ def test_one_worker_is_killed_one_hangs_one_comes_late(small_sample, small_work,
         first.kill()
         second.send_signal(signal.SIGSTOP)
         third = cluster()
-        wait_for(lambda: told.total() >= 2, "the third worker to get on")
+        wait_for(lambda: told.total() >= 3, "the third worker to get on")
         second.send_signal(signal.SIGCONT)
         done = run.result(timeout=300)
     assert third.poll() is None
