@@ -257,19 +257,13 @@ def write_site_table(table: pd.DataFrame, path: Path) -> None:
     pd.DataFrame({name: list(values) for name, values in columns.items()}).to_csv(path, index=False)
 
 
-NEAR = (
-    "doctor",
-    "resume scan",
-    "write_folds",
-    "collect_status",
-    "pair",
-    "epoch, pairs",
-)  # steps that come near a limit
+# The steps that the figure names: those that come nearest to a limit.
+NEAR = ("doctor", "resume scan", "write_folds", "split_fold", "pair", "epoch, pairs")
 STYLES = ("o-", "s--", "^-", "D--", "v-", "P--")
 
 
 def draw(table: pd.DataFrame, path: Path) -> None:
-    """Seconds and memory against the number of videos: the steps that come near a limit, the others in light grey."""
+    """Seconds and memory against the number of videos: a few steps by name, the others in light grey."""
     fig, axes = plt.subplots(2, 1, figsize=(7.1, 8), layout="constrained")
     panels = (
         ("cpu_seconds", "seconds of one core", LIMIT_SECONDS, "s", (0.01, 0.1, 1, 10, 60)),

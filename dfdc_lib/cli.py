@@ -59,7 +59,7 @@ def run_preprocess(args) -> int:
         "not ready": " (an earlier stage must run first)",
     }
     for stage, counts in done.actions.groupby(level="stage", observed=True):
-        print(f"{stage}: " + ", ".join(f"{n} {action}{why.get(action, '')}" for (_, action), n in counts.items()))
+        print(f"{stage}: " + "; ".join(f"{n} {action}{why.get(action, '')}" for (_, action), n in counts.items()))
     if done.folds:
         print(f"folds: {done.folds}")
     bad = done.status[done.status.status != "ok"]
@@ -221,9 +221,8 @@ def run_doctor(args) -> int:
 
     if args.estimate and not args.data:
         raise ValueError("an estimate is made from some of your videos: name their folder with --data")
-    findings = check_environment() + ([data := check_data(args.data)] if args.data else [])
-    known = args.data if args.data and data.ok else None
-    findings += check_work(WorkFolder(args.work), known, args.show) if args.work else []
+    findings = check_environment() + ([check_data(args.data)] if args.data else [])
+    findings += check_work(WorkFolder(args.work), args.data, args.show) if args.work else []
     findings += [finding for path in args.checkpoint for finding in check_checkpoints(path)]
     for finding in findings:
         print(
@@ -244,7 +243,8 @@ class ShowDefaults(argparse.ArgumentDefaultsHelpFormatter):
     """Names the default of each option that has one."""
 
     def _get_help_string(self, action: argparse.Action) -> str:
-        return action.help if action.default in (None, False, "", []) else super()._get_help_string(action)
+        none = action.default is None or action.default is False or action.default in ("", [])
+        return action.help if none else super()._get_help_string(action)
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -274,10 +274,15 @@ def build_parser() -> argparse.ArgumentParser:
         help=f"share of the face box kept around it on each side: a number, or {', '.join(MARGINS)}",
     )  # fmt: skip
     pre.add_argument("--folds", type=int, default=PreprocessConfig.folds, help="at most so many folds")
-    pre.add_argument("--originals", type=int, default=0, help="take only so many originals, evenly over the parts")
+    pre.add_argument(
+        "--originals", type=int, default=0, help="take only so many originals, evenly over the parts; 0: all"
+    )
     add_workers(pre, default=cores)
 
-    unless = ". What is not given is as the slides have it: a B5, 75,000 steps, fold 0, seed 0, smoothing 0.01, …"
+    unless = (
+        ". What is not given is as the slides have it (a B5, 75,000 steps, smoothing 0.01, …), but for 32 bits and "
+    )
+    unless += "random first weights: --precision fp16 --pretrained is theirs."
     tr = add("train", run_train, "train one classifier on all folds but one", unless)
     tr.add_argument("--work", type=Path, required=True, help="a work folder that `dfdc preprocess` made")
     tr.add_argument("--run", required=True, help="the run's name: runs/<name>")

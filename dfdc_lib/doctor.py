@@ -46,7 +46,7 @@ def check_environment() -> list[Finding]:
     free = shutil.disk_usage(".").free / 1e9
     return [
         python,
-        *map(_check_package, _list_packages()),
+        *_check_packages(),
         _check_openvino(cuda),
         Finding("GPU", True, device, "" if cuda else "enough for the demo; the full training needs GPUs"),
         Finding(
@@ -55,10 +55,13 @@ def check_environment() -> list[Finding]:
     ]
 
 
-def _list_packages() -> list[str]:
+def _check_packages() -> list[Finding]:
     """What the library needs: its requirements, without those of extras."""
-    needed = [line for line in importlib.metadata.requires("dfdc-lib") or [] if "extra ==" not in line]
-    return [re.match(r"[\w.-]+", line)[0] for line in needed]
+    try:
+        needed = importlib.metadata.requires("dfdc-lib") or []
+    except importlib.metadata.PackageNotFoundError:
+        return [_check_package("dfdc-lib")]
+    return [_check_package(re.match(r"[\w.-]+", line)[0]) for line in needed if "extra ==" not in line]
 
 
 def _check_openvino(cuda: bool) -> Finding:

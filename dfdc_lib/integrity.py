@@ -17,7 +17,7 @@ from PIL import Image
 from dfdc_lib.config import THRESHOLDS, PreprocessConfig
 from dfdc_lib.dataset import read_folds
 from dfdc_lib.doctor import Finding
-from dfdc_lib.metadata import read_metadata
+from dfdc_lib.metadata import MetadataError, read_metadata
 from dfdc_lib.model import read_weights
 from dfdc_lib.paths import DamagedFile, WorkFolder, describe_file, face_file, is_running, parse_face_file, read_png
 from dfdc_lib.preprocess import FOLD_COLUMNS, parse_manifest
@@ -73,13 +73,14 @@ def check_work(work: WorkFolder, data: Path | None = None, show: int = 3) -> lis
     """Is all there that the manifests claim, whole, made alike, and is there nothing else? Changes nothing.
 
     data: the videos' folder; with it, what belongs to no video of it and what was made from other files is found too.
+    One that can't be read is as none: `doctor.check_data` says what is wrong with it.
     show: how many names a finding gives. Every picture's beginning and end are read, and a few pictures decoded.
     While a run is at work in the folder, what it is just making shows as a fault.
     """
     if not work.root.is_dir():
         return [Finding("work", False, f"no such folder: {work.root}", "`dfdc preprocess DATA --work WORK` makes it")]
     stock = take_stock(work)
-    table = read_metadata(data) if data else None
+    table = _read_table(data) if data else None
     if table is not None:
         stock.original_of = dict(zip(table.video_id, table.original_id, strict=True))
     again = tell_command(stock, data)
@@ -95,6 +96,13 @@ def check_work(work: WorkFolder, data: Path | None = None, show: int = 3) -> lis
         found = [tell_fault(fault, show) for fault in faults if fault.kind == kind and fault.names]
         findings += found or [Finding(kind, True, f"nothing: {whole}" if kind == "damaged" else "nothing")]
     return findings
+
+
+def _read_table(data: Path) -> pd.DataFrame | None:
+    try:
+        return read_metadata(data)
+    except (FileNotFoundError, MetadataError):
+        return None
 
 
 def tell_fault(fault: Fault, show: int) -> Finding:
@@ -187,7 +195,7 @@ def _list_pictures(stock: Stock, kind: str, shared: dict) -> dict[str, tuple[str
         names = tuple(sorted(os.listdir(folder.path)))
         if names not in shared:
             others = {name for name in names if not _is_face_file(name)}
-            stock.strays += [f"{kind}/{folder.name}/{name}" for name in others if not name.startswith(".")]
+            stock.strays += [f"{kind}/{folder.name}/{name}" for name in sorted(others) if not name.startswith(".")]
             names = tuple(shared.setdefault(name, name) for name in names if name not in others)
         found[folder.name] = shared.setdefault(names, names)
     return found
@@ -205,7 +213,7 @@ def _read_config(stock: Stock) -> PreprocessConfig | None:
     """The settings of source.json; without it, those of most crops, or of most boxes."""
     try:
         source = stock.work.read_source()
-        stock.n_originals = int(source.get("originals", 0))
+        stock.n_originals = source.get("originals", 0)
         return PreprocessConfig.from_source(source)
     except FileNotFoundError:
         pass

@@ -239,7 +239,12 @@ class WorkFolder:
         """
         source = read_json(self.source)
         margin = source.get("margin") if isinstance(source, dict) else None
-        if not (margin == "upstream" or (_is_array(margin) and margin >= 0)) or "trained_on" not in source:
+        sane = margin == "upstream" or (_is_array(margin) and margin >= 0)
+        if (
+            not sane
+            or "trained_on" not in source
+            or not all(_is_count(source.get(n, 0)) for n in ("folds", "originals"))
+        ):
             raise DamagedFile(f"{self.source} does not say what the crops were made from: run `dfdc preprocess` again")
         return source
 

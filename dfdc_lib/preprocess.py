@@ -109,7 +109,7 @@ def preprocess(
         done = _run(families, workers, scheduler, progress) if set(stages) - {"folds"} else {}
         status = collect_status(work, table, config)
         if {"crop", "folds"} & set(stages):
-            _write_source(data, work, config, originals)
+            _write_source(data, work, config, originals, stages)
         announced = write_folds(work, table, config) if "folds" in stages else ""
         write_csv(work.status, status)
     actions = pd.DataFrame([(stage, action) for (_, stage), action in done.items()], columns=["stage", "action"])
@@ -132,17 +132,26 @@ def _begin_run(work: WorkFolder, guarded: bool) -> Iterator[str]:
         shutil.rmtree(work.attempts, ignore_errors=True)
 
 
-def _write_source(data: Path, work: WorkFolder, config: PreprocessConfig, originals: int) -> None:
-    """Write source.json. A folds.csv that names crops of other settings goes first: it would be taken for theirs."""
-    settings = config.of_stage("crop")
+def _write_source(
+    data: Path, work: WorkFolder, config: PreprocessConfig, originals: int, stages: Sequence[str]
+) -> None:
+    """Write source.json. A folds.csv that names crops of other settings goes first: it would be taken for theirs.
+
+    Where the settings stay, so does what this run did not touch: the folds, and originals that an earlier run took.
+    """
+    settings, folds = config.of_stage("crop"), config.folds
     try:
-        same = work.read_source()["settings"] == settings
-    except (FileNotFoundError, DamagedFile, KeyError):
-        same = False
-    if not same:
+        stored = work.read_source()
+    except (FileNotFoundError, DamagedFile):
+        stored = {}
+    if stored.get("settings") != settings:
         work.folds.unlink(missing_ok=True)
+    else:
+        folds = folds if "folds" in stages else stored.get("folds", folds)
+        known = stored.get("originals", 0)
+        originals = known if set(stages) == {"folds"} else max(known, originals) if known and originals else 0
     source = {"trained_on": _name(data), "margin": config.margin, "settings": settings}
-    write_json(work.source, source | {"folds": config.folds, "originals": originals})
+    write_json(work.source, source | {"folds": folds, "originals": originals})
 
 
 def warn_of_space(data: Path, work: WorkFolder, originals: int = 0) -> str:
@@ -378,7 +387,7 @@ class Family:
             return Made(0, "not_ready")
         stands = known.get("complete") if known else self.work.artifact(stage, video_id).exists()  # without a record
         if stands and stage != "masks" and not os.path.exists(self.data / row["file"]):
-            self.actions[video_id, stage] = "stale, and the video is gone"  # what can't be made again is left alone
+            self.actions[video_id, stage] = "stale (the video is gone)"  # what can't be made again is left alone
             return Made(0, "not_ready")
         self.require_claim()
         self.work.folds.unlink(missing_ok=True)  # before anything that it names may change

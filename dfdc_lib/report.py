@@ -37,7 +37,7 @@ STYLE = """
 body { font: 1rem/1.5 system-ui, sans-serif; max-width: 46rem; margin: 2rem auto; padding: 0 1rem; color: #222 }
 body { background: #fff; overflow-wrap: anywhere } img { max-width: 100%; background: #fff; border-radius: 4px }
 table { border-collapse: collapse } td, th { padding: .2rem .9rem .2rem 0; text-align: left; vertical-align: top }
-.score { font-size: 2.2rem; margin: .3rem 0 } .warning { border-left: 4px solid #D55E00; padding-left: .8rem }
+.score { font-size: 2.2rem; margin: .3rem 0 } .warning { border-left: 4px solid #777; padding-left: .8rem }
 @media (prefers-color-scheme: dark) { body { color: #ddd; background: #1b1b1b } }
 """
 

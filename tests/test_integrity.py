@@ -151,9 +151,20 @@ def test_the_settings_of_the_folder_are_part_of_the_advice(work, data):
     assert command == f"dfdc preprocess {data} --work {work.root} {settings}"
     assert main([*command.split()[1:], "--workers", "0"]) == 0
     assert not bad(work, data)
-    preprocess(data, work, config, originals=2)
-    shutil.rmtree(work.masks(videos(data, 1)[0]))
-    assert bad(work, data)["missing boxes, crops or masks"].advice.split("`")[1] == f"{command} --originals 2"
+
+
+def test_the_advice_is_of_as_many_originals_as_were_taken(data, tmp_path):
+    work = WorkFolder(tmp_path / "few")
+    preprocess(data, work, EVERY_6, originals=2)
+    next(work.masks(path.name) for path in (work.root / "masks").iterdir()).joinpath("0_0.png").unlink()
+    command = bad(work, data)["missing boxes, crops or masks"].advice.split("`")[1]
+    assert command.endswith("--every 6 --originals 2")
+    assert main([*command.split()[1:], "--workers", "0"]) == 0
+    assert not bad(work, data)
+    preprocess(data, work, EVERY_6)
+    preprocess(data, work, EVERY_6, originals=2)  # the others stand
+    preprocess(data, work, PreprocessConfig(every=6, folds=5), stages=["crop"])  # so do the folds
+    assert {name: work.read_source()[name] for name in ("originals", "folds")} == {"originals": 0, "folds": 16}
 
 
 def test_a_video_that_has_changed_makes_its_artifacts_stale(work, data):
