@@ -241,7 +241,7 @@ def test_videos_that_are_gone_are_not_forgotten_for_new_settings(small_sample, s
     for video in data.glob("*/*.mp4"):
         video.unlink()
     done = preprocess(data, work_copy, PreprocessConfig(every=6, margin=0.5))
-    assert done.actions["crop", "stale, and the video is gone"] == 12
+    assert done.actions["crop", "stale (the video is gone)"] == 12
     assert set(done.status[done.status.stage == "crop"].status) == {"stale"}
     assert len(list(work_copy.root.glob("crops/*/*.png"))) == len(list(small_work.root.glob("crops/*/*.png")))
 
@@ -255,7 +255,7 @@ def test_videos_that_are_gone_leave_artifacts_whose_record_is_lost(small_sample,
         video.unlink()
     work_copy.manifest(read_metadata(data).query("label == 0").video_id.iloc[0]).write_text("{")
     done = preprocess(data, work_copy, EVERY_6)
-    assert done.actions["detect", "stale, and the video is gone"] == 1
+    assert done.actions["detect", "stale (the video is gone)"] == 1
     assert {path: data for path, data in files_of(work_copy).items() if path.suffix == ".png"} == before
 
 
