@@ -55,7 +55,7 @@ ensure_environment() {
     .venv/bin/python -m pip install --quiet uv
     uv=.venv/bin/uv
   fi
-  "$uv" pip install --python .venv/bin/python --requirement requirements.lock
+  "$uv" pip install --compile-bytecode --python .venv/bin/python --requirement requirements.lock
   "$uv" pip install --quiet --python .venv/bin/python --no-deps --editable .
   echo "$wanted" >.venv/.installed
 }
