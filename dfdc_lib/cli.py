@@ -281,8 +281,8 @@ def build_parser() -> argparse.ArgumentParser:
 
     unless = (
         ". What is not given is as the slides have it (a B5, 75,000 steps, smoothing 0.01, …), but for 32 bits and "
+        "random first weights: --precision fp16 --pretrained is theirs."
     )
-    unless += "random first weights: --precision fp16 --pretrained is theirs."
     tr = add("train", run_train, "train one classifier on all folds but one", unless)
     tr.add_argument("--work", type=Path, required=True, help="a work folder that `dfdc preprocess` made")
     tr.add_argument("--run", required=True, help="the run's name: runs/<name>")

@@ -149,7 +149,10 @@ def _write_source(
     else:
         folds = folds if "folds" in stages else stored.get("folds", folds)
         known = stored.get("originals", 0)
-        originals = known if set(stages) == {"folds"} else max(known, originals) if known and originals else 0
+        if set(stages) == {"folds"}:
+            originals = known
+        elif originals:
+            originals = max(known, originals) if known else 0
     source = {"trained_on": _name(data), "margin": config.margin, "settings": settings}
     write_json(work.source, source | {"folds": folds, "originals": originals})
 
