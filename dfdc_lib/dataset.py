@@ -1,16 +1,20 @@
 """Crops to batches: which are drawn, and how they are read."""
 
+import signal
+import threading
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import torch
-from torch.utils.data import Dataset
+from torch.utils.data import DataLoader, Dataset
 
 from dfdc_lib.config import TrainConfig
 from dfdc_lib.geometry import add_margin, isotropic_resize
 from dfdc_lib.manipulate import NotAFace, self_blend
 from dfdc_lib.paths import DamagedFile, WorkFolder, face_file, list_faces, read_mask, read_png
+from dfdc_lib.tasks import become_worker
 
 KEY = ["original_id", "frame_idx", "face_idx"]
 NAMES = ["video_id", "original_id", "file"]
@@ -282,3 +286,24 @@ def collate(items: list) -> tuple[torch.Tensor, torch.Tensor, int]:
         raise ValueError(f"all {len(items)} pictures of a batch are broken: check the crops with `dfdc preprocess`")
     pictures, labels = (torch.stack(values) for values in zip(*good, strict=True))
     return pictures.flatten(0, -4), labels.flatten(), len(items) - len(good)
+
+
+def read_batches(data: Dataset, workers: int, **batches) -> Iterator[tuple[torch.Tensor, torch.Tensor, int]]:
+    """Yield the batches of a dataset, see `collate`. workers: processes that read. batches: as DataLoader is told.
+
+    The processes are new ones, not forked: a fork of a process in which OpenVINO or numba has run may crash.
+    """
+    started = {"multiprocessing_context": "spawn", "worker_init_fn": _become_reader} if workers else {}
+    pinned = torch.cuda.is_available()
+    loader = DataLoader(data, num_workers=workers, collate_fn=collate, pin_memory=pinned, **started, **batches)
+    if not workers or threading.current_thread() is not threading.main_thread():
+        return iter(loader)
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)  # they inherit it: Ctrl-C is for the process that trains
+    try:
+        return iter(loader)
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
+def _become_reader(_: int) -> None:
+    become_worker(1)

@@ -19,7 +19,6 @@ import numpy as np
 import pandas as pd
 import torch
 from torch import Tensor, nn
-from torch.utils.data import DataLoader
 
 from dfdc_lib.aggregate import STRATEGIES, join_videos
 from dfdc_lib.augment import AUGMENTATIONS, valid_transforms
@@ -29,9 +28,9 @@ from dfdc_lib.dataset import (
     CropReader,
     PairDataset,
     check_files,
-    collate,
     epoch_order,
     pair,
+    read_batches,
     read_folds,
     split_fold,
     stream_seed,
@@ -116,8 +115,8 @@ def make_optimizer(model: nn.Module, config: TrainConfig):
 def make_loader(
     rows: pd.DataFrame, reader: CropReader, config: TrainConfig, epoch: int, first: int,
     share: tuple[int, int], workers: int,
-) -> DataLoader:  # fmt: skip
-    """The batches of an epoch from its step `first` on: (pictures (N, 3, S, S), labels (N,), broken).
+) -> Iterator[tuple[Tensor, Tensor, int]]:  # fmt: skip
+    """Yield the batches of an epoch from its step `first` on: (pictures (N, 3, S, S), labels (N,), broken).
 
     rows: crops, or pairs. share: (this process's number, how many there are); each takes its part of every step's
     items, so that two processes see together what one with the doubled batch sees.
@@ -133,9 +132,7 @@ def make_loader(
         data = CropDataset(order, reader, transform, seed, config.augmentation in BLACKOUTS, config.self_blend)
     starts = [(step * world + rank) * items for step in range(first, config.epoch_steps)]
     batches = [list(range(start, start + items)) for start in starts]
-    return DataLoader(
-        data, batch_sampler=batches, collate_fn=collate, num_workers=workers, pin_memory=torch.cuda.is_available()
-    )
+    return read_batches(data, workers, batch_sampler=batches)
 
 
 def train(
@@ -151,11 +148,11 @@ def train(
 ) -> Run:
     """Train one classifier on all folds but `config.fold`; go on where an interrupted run of this name stopped.
 
-    pretrained: as `model.DeepfakeClassifier`. workers: processes that read crops. save_every: steps from one last.pt
-    to the next. keep_every: keep the weights after every so many epochs, as epoch_<number>.pt (0: of none). A run of
-    the same name with other settings or data raises ValueError, unless `overwrite`. Ctrl-C and SIGTERM save and return
-    the unfinished run. progress(step, steps, loss) is called after each step; on a GPU after every tenth, because to
-    read a loss is to wait for the GPU.
+    pretrained: as `model.DeepfakeClassifier`. workers: processes that read crops; a script that asks for some calls
+    this under `if __name__ == "__main__":`. save_every: steps from one last.pt to the next. keep_every: keep the
+    weights after every so many epochs, as epoch_<number>.pt (0: of none). A run of the same name with other settings or
+    data raises ValueError, unless `overwrite`. Ctrl-C and SIGTERM save and return the unfinished run. progress(step,
+    steps, loss) is called after each step; on a GPU after every tenth, because to read a loss is to wait for the GPU.
     """
     accelerator = make_accelerator(config.precision)
     rows, held_out = split_fold(read_folds(work), config.fold)
@@ -404,7 +401,7 @@ def score_crops(model: DeepfakeClassifier, rows: pd.DataFrame, reader: CropReade
     """
     data = CropDataset(rows, reader, valid_transforms(model.card.size))
     scores = []
-    for pictures, _, broken in DataLoader(data, 64, collate_fn=collate, num_workers=workers):
+    for pictures, _, broken in read_batches(data, workers, batch_size=64):
         if broken:
             raise ValueError(f"{broken} held-out crops can't be read: preprocess again")
         scores.append(model.predict(pictures))

@@ -1,9 +1,14 @@
 import json
+import multiprocessing
+import os
+import signal
 
+import cv2
 import numpy as np
 import pandas as pd
 import pytest
 import torch
+from torch.utils.data import Dataset
 
 from dfdc_lib import dataset as d
 from dfdc_lib.augment import demo_transforms, train_transforms, valid_transforms
@@ -184,3 +189,27 @@ def test_a_box_outside_the_frame_has_no_place_and_spoils_no_other(small_work, ro
     write_json(work.source, small_work.read_source())
     places, before = d.read_places(work, original_id), d.read_places(small_work, original_id)
     assert list(places) == list(before)
+
+
+IN_THIS_PROCESS = []  # what happens here while tests run
+
+
+class Reader(Dataset):
+    """Its one picture says what the process that reads it is like: what it knows of the parent's doings, its cores."""
+
+    def __len__(self) -> int:
+        return 1
+
+    def __getitem__(self, index: int):
+        return torch.tensor([len(IN_THIS_PROCESS), cv2.getNumThreads(), 0.0]).reshape(3, 1, 1), torch.tensor(0.0)
+
+
+def test_a_process_that_reads_is_a_new_one_with_one_core_and_outlives_ctrl_c(monkeypatch):
+    monkeypatch.setattr(f"{__name__}.IN_THIS_PROCESS", ["a library has started threads"])
+    batches = d.read_batches(Reader(), workers=1)
+    for child in multiprocessing.active_children():
+        os.kill(child.pid, signal.SIGINT)
+    pictures, _, broken = next(batches)
+    assert pictures.flatten().tolist() == [0, 1, 0]
+    assert not broken
+    assert not list(batches)

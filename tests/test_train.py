@@ -1,4 +1,5 @@
 import json
+import os
 import shutil
 import signal
 import subprocess
@@ -156,8 +157,13 @@ def test_overwrite_replaces_a_run_whose_checkpoint_is_damaged(work_copy):
     assert train(work_copy, SHORT, "damaged", overwrite=True).finished
 
 
-def test_processes_that_read_crops_change_no_number(small_work):
-    alone, helped = (train(small_work, SHORT, f"readers_{n}", workers=n) for n in (0, 1))
+def test_processes_that_read_crops_change_no_number_and_are_not_forked(small_work, monkeypatch):
+    def refuse():
+        raise AssertionError("a process with many threads was forked")
+
+    monkeypatch.setattr(os, "fork", refuse)
+    config = replace(SHORT, steps=2, epoch_steps=2)
+    alone, helped = (train(small_work, config, f"readers_{n}", workers=n) for n in (0, 1))
     assert alone.losses == helped.losses
     assert alone.held_out.equals(helped.held_out)
 
