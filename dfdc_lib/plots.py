@@ -4,6 +4,7 @@ Blue is real and orange is fake, everywhere and for nothing else: the two stay a
 neither (thresholds, people, epochs) is black or grey, told apart by dashes and marks.
 """
 
+import html
 from collections.abc import Callable, Sequence
 
 import cv2
@@ -43,6 +44,14 @@ def show_pictures(
         axis.imshow(picture, cmap="magma" if picture.ndim == 2 else None, vmin=0, vmax=255)
         axis.set_title(title, fontsize=9)
     return figure
+
+
+def caption(text: str) -> None:
+    """Show the figures that a cell has drawn, and below them a line: whose pictures they are (see `sample.credit`)."""
+    from IPython.display import HTML, display
+
+    plt.show()
+    display(HTML(f"<p><em>{html.escape(text)}</em></p>"))
 
 
 def play(draw: Callable[[float], object], values: Sequence[float], shown: Sequence[float], interactive: bool) -> None:

@@ -27,6 +27,7 @@ from dfdc_lib.metrics import at_base_rate, auc, bootstrap_interval, log_loss
 from dfdc_lib.model import DeepfakeClassifier
 from dfdc_lib.paths import WorkFolder, appear_whole, read_json
 from dfdc_lib.predict import REHEARSAL_WARNING, Verdict
+from dfdc_lib.sample import credit
 from dfdc_lib.train import score_videos
 from dfdc_lib.video import iterate_frames
 
@@ -144,6 +145,7 @@ def _show_suspects(verdict: Verdict, models: dict[str, DeepfakeClassifier], n_cr
     figure = plots.show_pictures([*crops, *maps], [*titles, *[""] * len(maps)], columns=len(crops))
     picture = _embed(figure, "the most suspicious faces; below each, where the model finds its evidence")
     return f"""<h2>The most suspicious faces</h2>{picture}
+<p><em>{html.escape(credit(verdict.video))}</em></p>
 <p>Below each face: Grad-CAM, bright where the evidence for "fake" lies. The map is coarse, and scaled for each face
 by itself: a bright spot says where, not how much.</p>"""
 

@@ -382,6 +382,15 @@ def read_methods(data: Path) -> dict[str, str]:
     return {video_id: recipe["fake"]["method"] for video_id, recipe in read_recipes(data).items() if "fake" in recipe}
 
 
+def credit(source: Path) -> str:
+    """A caption for pictures of a data folder, or of one video: where they come from, and who may see them."""
+    source = Path(source).resolve()
+    if any((folder / "sample.json").exists() for folder in (source, *source.parents[:2])):
+        return "Synthetic pictures; portraits: NASA and US Navy, public domain."
+    terms = "pass them on, or a page that shows them, only where their terms allow it. DFDC's do not."
+    return f"Pictures from “{source.name}”: {terms}"
+
+
 def identity_seen(recipe: dict) -> str:
     """Whose face a viewer sees in the (first person of the) video: the other one's after a swap."""
     filmed = recipe["shot"]["identities"][0]

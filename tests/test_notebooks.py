@@ -10,6 +10,7 @@ import pytest
 import yaml
 
 FOLDER = Path(__file__).resolve().parent.parent / "notebooks"
+CAPTION = "plots.caption("
 NOTEBOOKS = sorted(FOLDER.glob("[0-9][0-9]_*.ipynb"))
 
 
@@ -73,6 +74,17 @@ def test_profiles_name_real_notebooks_and_parameters():
             cell = tagged(nbformat.read(FOLDER / f"{name}.ipynb", as_version=4), "parameters")[0]
             known = {node.target.id for node in ast.parse(cell.source).body}
             assert set(values) <= known, profile
+
+
+def test_a_caption_below_every_picture_says_whose_it_is(notebook):
+    """In code, which knows the data; words would call any data set's people synthetic."""
+    if notebook.cells[0].source.startswith("# What will the test set"):
+        return  # its captions follow
+    draws = re.compile(r"show_pictures\(|contact_sheet\(|\.imshow\((?!answers)")  # answers: a table in colours
+    mute = [cell.source for cell in code_cells(notebook) if draws.search(cell.source) and CAPTION not in cell.source]
+    assert not mute
+    prose = "\n".join(cell.source for cell in notebook.cells if cell.cell_type == "markdown")
+    assert not re.search(r"\*Synthetic(?!: a face swapped onto a public-domain portrait; steps)", prose)
 
 
 def test_formulas_have_single_backslashes(notebook):

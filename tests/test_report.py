@@ -8,9 +8,11 @@ import pandas as pd
 import pytest
 import torch
 
+from dfdc_lib.metadata import read_metadata
 from dfdc_lib.model import DeepfakeClassifier
-from dfdc_lib.predict import Verdict
+from dfdc_lib.predict import Verdict, load_models, predict_video
 from dfdc_lib.report import explain, overlay, pick_suspects, write_page
+from dfdc_lib.sample import credit
 
 
 def test_grad_cam_of_this_network_is_its_class_activation_map():
@@ -53,15 +55,30 @@ def test_a_video_without_a_score_has_a_page_that_says_why_and_hostile_names_stay
         assert tag not in page
 
 
+def test_a_caption_knows_the_sample_from_other_pictures(small_sample, tmp_path):
+    video = small_sample / read_metadata(small_sample).file[0]
+    for synthetic in (small_sample, video):
+        assert credit(synthetic) == "Synthetic pictures; portraits: NASA and US Navy, public domain."
+    other = shutil.copy(video, tmp_path / "clip.mp4")
+    for path in (tmp_path, other):
+        assert f"“{path.name}”: pass them on" in credit(path)
+        assert "Synthetic" not in credit(path)
+
+
+def test_a_page_says_whose_faces_it_shows(small_sample, tmp_path):
+    models = load_models([DeepfakeClassifier("tiny")])
+    video = shutil.copy(small_sample / read_metadata(small_sample).file[0], tmp_path / "clip.mp4")
+    page = write_page(predict_video(video, models, 1), models, tmp_path / "page.html").read_text()
+    assert "The most suspicious faces" in page
+    assert credit(video) in page.replace("&#x27;", "'")
+
+
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 
 
 @pytest.mark.slow
 @pytest.mark.skipif(not CHROMIUM, reason="Chromium is not installed")
 def test_the_page_opens_in_a_browser_without_errors(small_sample, tmp_path):
-    from dfdc_lib.metadata import read_metadata
-    from dfdc_lib.predict import load_models, predict_video
-
     models = load_models([DeepfakeClassifier("tiny")])
     video = small_sample / read_metadata(small_sample).file[0]
     page = write_page(predict_video(video, models, 3), models, tmp_path / "page.html")
