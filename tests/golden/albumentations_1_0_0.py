@@ -18,9 +18,10 @@ assert A.__version__ == "1.0.0", A.__version__
 
 
 def draw_picture() -> np.ndarray:
-    """A picture (60, 80, 3) uint8 with slopes, edges and fine texture."""
+    """A picture (60, 80, 3) uint8 with slopes, edges and fine texture; its colours' eigenvectors are not symmetric."""
     y, x = np.mgrid[:60, :80]
-    picture = np.stack([60 + 2 * x, 200 - 2 * y, 90 + 40 * np.sin(x / 5) * np.cos(y / 4)], axis=2)
+    texture = 30 * np.sin(x / 5) * np.cos(y / 4)
+    picture = np.stack([10 + 1.5 * x, 40 + 2.75 * x - y / 2, 20 + 2.9 * x + texture], axis=2)
     picture[20:40, 30:50] = (210, 60, 40)
     return np.clip(picture + np.random.RandomState(0).normal(0, 6, picture.shape), 0, 255).astype(np.uint8)
 
@@ -42,14 +43,15 @@ transforms = {
     "hue": fixed(A.HueSaturationValue, hue_shift_limit=(12, 12), sat_shift_limit=(-25, -25), val_shift_limit=(15, 15)),
     "shift_scale_rotate": fixed(
         A.ShiftScaleRotate,
-        shift_limit=(0.05, 0.05),
+        shift_limit_x=(0.05, 0.05),
+        shift_limit_y=(-0.1, -0.1),
         scale_limit=(0.1, 0.1),
         rotate_limit=(8, 8),
         border_mode=cv2.BORDER_CONSTANT,
     ),
 }
 stored = {name: transform(image=picture)["image"] for name, transform in transforms.items()}
-for alpha in (-0.2, 0.1, 0.3):
+for alpha in (-0.3, -0.1, 0.1, 0.3):
     stored[f"fancy_pca_{alpha}"] = functional.fancy_pca(picture, alpha)
 
 random.seed(0)
