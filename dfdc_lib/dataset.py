@@ -14,6 +14,7 @@ from dfdc_lib.config import TrainConfig
 from dfdc_lib.geometry import add_margin, isotropic_resize
 from dfdc_lib.manipulate import NotAFace, self_blend
 from dfdc_lib.paths import DamagedFile, WorkFolder, face_file, list_faces, read_mask, read_png
+from dfdc_lib.progress import NotEnough
 from dfdc_lib.tasks import become_worker
 
 KEY = ["original_id", "frame_idx", "face_idx"]
@@ -41,11 +42,11 @@ def read_folds(work: WorkFolder) -> pd.DataFrame:
 
 
 def split_fold(rows: pd.DataFrame, fold: int) -> tuple[pd.DataFrame, pd.DataFrame]:
-    """Return (training rows, validation rows). Raises ValueError where the fold does not exist or nothing is left."""
+    """Return (training rows, validation rows). Raises NotEnough where the fold does not exist or nothing is left."""
     held_out = rows.fold == fold
     if not held_out.any() or held_out.all():
         known = sorted(rows.fold.unique().tolist())
-        raise ValueError(f"fold {fold} can't be held out of the folds {known}: name one, of two parts or more")
+        raise NotEnough(f"fold {fold} can't be held out of the folds {known}: name one, of two parts or more")
     return rows[~held_out], rows[held_out]
 
 
@@ -56,9 +57,7 @@ def balance(rows: pd.DataFrame, seed: int) -> pd.DataFrame:
     """
     reals, fakes = (np.flatnonzero(rows.label == label) for label in (0, 1))
     if len(fakes) < len(reals):
-        raise ValueError(
-            f"only {len(fakes)} fakes for {len(reals)} reals: balancing draws fakes to the number of reals"
-        )
+        raise NotEnough(f"only {len(fakes)} fakes for {len(reals)} reals: balancing draws fakes to the number of reals")
     drawn = pd.Series(fakes).sample(n=len(reals), replace=False, random_state=seed)  # of their places: no copy of all
     return rows.iloc[np.concatenate([reals, drawn])]
 
@@ -67,7 +66,7 @@ def pair(rows: pd.DataFrame) -> pd.DataFrame:
     """Match each fake crop with the real crop of the same original, frame and face: the fakes' rows and real_id."""
     pairs = rows.iloc[_find_partnered(rows)].reset_index(drop=True)
     if pairs.empty:
-        raise ValueError("no fake crop has its real partner: were the originals preprocessed?")
+        raise NotEnough("no fake crop has its real partner: were the originals preprocessed?")
     return pairs.assign(real_id=pairs.original_id)
 
 
@@ -95,7 +94,8 @@ def read_places(work: WorkFolder, original_id: str) -> dict[str, tuple[np.ndarra
     for frame in stored["frames"]:
         for face_idx, box, points in zip(frame["face_idx"], frame["boxes"], frame["landmarks"], strict=True):
             try:
-                corner = np.float32(add_margin(box, margin, stored["width"], stored["height"])[:2])
+                size = frame.get("size", (stored["width"], stored["height"]))
+                corner = np.float32(add_margin(box, margin, *size)[:2])
             except ValueError:
                 continue
             name = face_file(frame["frame_idx"], face_idx)

@@ -43,6 +43,7 @@ def bootstrap_interval(
 
     `groups` names the original of each video: an original and its fakes share a scene, so they are not independent
     and are drawn together. Draws that hold one class only are skipped. p_fake: (n,), or (n, k) where `metric` takes it.
+    NaN where there is one group only, or one class: then nothing can be said.
     """
     labels, p_fake, groups = np.asarray(labels), np.asarray(p_fake), np.asarray(groups)
     members = [np.flatnonzero(groups == g) for g in np.unique(groups)]
@@ -52,6 +53,6 @@ def bootstrap_interval(
         rows = np.concatenate([members[i] for i in rng.integers(len(members), size=len(members))])
         if len(np.unique(labels[rows])) == 2:
             values.append(metric(labels[rows], p_fake[rows]))
-    if not values:
-        raise ValueError("no draw held both labels: give reals and fakes")
+    if not values or len(members) == 1:
+        return float("nan"), float("nan")
     return tuple(float(v) for v in np.percentile(values, [2.5, 97.5]))

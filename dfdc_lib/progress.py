@@ -1,7 +1,22 @@
-"""Progress as plain lines: readable in a terminal, in a log and in an executed notebook, where bars would vanish."""
+"""What goes on, in plain lines: readable in a terminal, a log and an executed notebook, where bars would vanish."""
 
+import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+
+class NotEnough(ValueError):
+    """What was asked for needs what is not here: fakes, a second part, a trained run. The message says what.
+
+    A notebook that meets it ends there, and the rest of its page is left out: see notebooks/run.py.
+    """
+
+
+def require(there: object, reason: str) -> None:
+    """Raise NotEnough, with the reason, where something that is needed is missing or empty."""
+    if not there:
+        raise NotEnough(reason)
 
 
 def text_progress(what: str) -> Callable[..., None]:
@@ -34,3 +49,17 @@ def progress_bar(what: str) -> Callable[..., None]:
             bar.close()
 
     return show
+
+
+def run_command(command: Sequence[str], folder: Path | None = None) -> None:
+    """Run a command to its end, in `folder`. Where it fails, raises RuntimeError with the last that it said.
+
+    A Python command that ended in NotEnough raises that.
+    """
+    ended = subprocess.run(command, cwd=folder, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    if not ended.returncode:
+        return
+    kind, _, reason = ended.stdout.rstrip().rpartition("\n")[2].partition(": ")
+    if kind.endswith(NotEnough.__name__):
+        raise NotEnough(reason)
+    raise RuntimeError(f"{' '.join(command)} ended with {ended.returncode}:\n{ended.stdout[-3000:]}")

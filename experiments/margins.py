@@ -41,6 +41,7 @@ from dfdc_lib.manipulate import (
 )
 from dfdc_lib.paths import WorkFolder, face_file, read_png, write_json, write_png
 from dfdc_lib.preprocess import FOLD_COLUMNS, preprocess
+from dfdc_lib.progress import require
 from dfdc_lib.sample import make_sample
 from dfdc_lib.train import train
 from experiments.intervals import compare_auc
@@ -96,6 +97,7 @@ def nearest_donor(face: Face, faces: list[Face]) -> Face:
         return (other.landmarks - other.landmarks.mean(axis=0)) / eyes_to_mouth(other.landmarks)
 
     others = [f for f in faces if f.row.part == face.row.part and f.row.original_id != face.row.original_id]
+    require(others, f"a face is blended with another original's of its part, and part {face.row.part} has but one")
     return min(others, key=lambda other: np.abs(shape(other) - shape(face)).sum())
 
 
@@ -178,6 +180,7 @@ def main() -> None:
     """Train everything, or go on; write the table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", type=Path, help="another data set than the one made for this (needs --out)")
+    parser.add_argument("--work", type=Path, help="beside it go crops and detectors (default: as of preprocessing)")
     parser.add_argument("--originals", type=int, default=0, help="take only so many, evenly over the parts (--out)")
     parser.add_argument("--margins", type=float, nargs="+", default=MARGINS, help="only these (--out)")
     parser.add_argument("--seeds", type=int, default=SEEDS, help="detectors a margin (--out)")
@@ -185,13 +188,15 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=DEMO_TRAINING.steps, help="of training (--out)")
     parser.add_argument("--out", type=Path, help="write here instead of beside this script")
     args = parser.parse_args()
-    part = {name for name, value in vars(args).items() if value != parser.get_default(name)} - {"out"}
+    part = {name for name, value in vars(args).items() if value != parser.get_default(name)} - {"out", "work"}
     if part and not args.out:
         parser.error(f"with {', '.join(sorted(part))} it is another experiment: name its table with --out")
     data = args.data or make_sample(Path("data/audit"), seed=UNTUNED_SEED, workers=os.cpu_count() or 1)
-    home = WorkFolder.beside(data).root
+    home = args.work or WorkFolder.beside(data).root
     wide = WorkFolder(home.with_name(f"{home.name}-wide"))
-    pictures, lines = list(make_pictures(read_faces(data, wide, args.originals))), []
+    faces = read_faces(data, wide, args.originals)
+    require(faces, "no original shows a whole face")
+    pictures, lines = list(make_pictures(faces)), []
     works = {margin: WorkFolder(home.with_name(f"{home.name}-families-{margin}")) for margin in args.margins}
     digest = hashlib.sha256(b"".join(picture.tobytes() for _, _, picture in pictures)).hexdigest()
     source = {"trained_on": wide.read_source()["trained_on"], "pictures": digest}

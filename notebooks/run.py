@@ -1,7 +1,8 @@
 """Run the notebooks in order with papermill, and build the site from the executed copies. Called by run_all.sh.
 
-A notebook that was executed with the same source, parameters and library is kept. reports/<profile>/ holds:
-notebooks/ (executed copies), source/ (what Sphinx reads) and site/ (open site/index.html).
+A notebook that was executed with the same source, parameters and library is kept. One that finds too little data for
+its work (`NotEnough`) ends there, its page says why, and the others go on. reports/<profile>/ holds: notebooks/
+(executed copies), source/ (what Sphinx reads) and site/ (open site/index.html).
 """
 
 import argparse
@@ -12,9 +13,10 @@ import subprocess
 import sys
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
+import nbformat
 import papermill
 import yaml
 import zmq
@@ -24,7 +26,7 @@ from papermill.exceptions import PapermillExecutionError
 
 from dfdc_lib.metadata import find_parts, read_metadata
 from dfdc_lib.paths import WorkFolder
-from dfdc_lib.progress import text_progress
+from dfdc_lib.progress import NotEnough, text_progress
 from dfdc_lib.sample import make_sample
 
 HERE = Path(__file__).resolve().parent
@@ -48,6 +50,8 @@ class Outcome:
     seconds: float
     kept: bool = False
     error: str = ""
+    left_out: str = ""  # why its page ends early
+    warnings: tuple[str, ...] = ()  # of libraries, on its page
 
 
 def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
@@ -189,16 +193,46 @@ def run_notebook(notebook: Path, values: dict, executed: Path, folders: tuple[Pa
             kernel_name="python3",
             progress_bar=False,
             stdout_file=sys.stdout,
+            stderr_file=sys.stderr,
             kernel_manager_class=QuietKernel,
         )
     except DeadKernelError as error:  # killed, most often for memory
         lost = f"{notebook.name}: the kernel died: {error}\nhalf-executed copy: {executed}"
         return Outcome(executed.stem, time.monotonic() - started, error=lost)
     except PapermillExecutionError as error:
+        if error.ename == NotEnough.__name__:
+            outcome = Outcome(executed.stem, time.monotonic() - started, left_out=error.evalue)
+            return finish_page(executed, outcome, folders[0])
         cell = f"cell {error.exec_count} of {notebook.name}: {error.ename}: {error.evalue}"
         return Outcome(executed.stem, time.monotonic() - started, error=f"{cell}\nhalf-executed copy: {executed}")
     mark.write_text(made_from)
-    return Outcome(executed.stem, time.monotonic() - started)
+    return finish_page(executed, Outcome(executed.stem, time.monotonic() - started), folders[0])
+
+
+def finish_page(executed: Path, outcome: Outcome, data: Path) -> Outcome:
+    """Make an executed copy fit to be read: end it where its notebook did, and say that figures' texts are the demo's.
+
+    Returns the outcome, with the warnings that libraries have left on the page.
+    """
+    page = nbformat.read(executed, as_version=4)
+    if outcome.left_out:
+        executed.with_name(f".{executed.stem}.made-from").write_text("ended early: run it again")
+        page.cells = [cell for cell in page.cells if "papermill-error-cell-tag" not in cell.metadata.get("tags", [])]
+        end = next(i for i, cell in enumerate(page.cells) if any(o.output_type == "error" for o in outputs_of(cell)))
+        reason = f"**The rest of this page is left out:** {outcome.left_out}."
+        page.cells[end:] = [nbformat.v4.new_markdown_cell(reason)]
+    if not (data / "sample.json").exists():
+        for figure in (cell.metadata.get("mystnb", {}).get("image", {}) for cell in page.cells):
+            figure |= {"alt": f"In the demo: {figure['alt']}"} if "alt" in figure else {}
+    nbformat.write(page, executed)
+    said = ("".join(o.text) for cell in page.cells for o in outputs_of(cell) if o.get("name") == "stderr")
+    warned = [line for text in said for line in text.splitlines() if "warning" in line.lower()]
+    return replace(outcome, warnings=tuple(warned))
+
+
+def outputs_of(cell: nbformat.NotebookNode) -> list[nbformat.NotebookNode]:
+    """What a cell has printed and drawn; nothing for prose."""
+    return cell.get("outputs", [])
 
 
 def build_site(report: Path) -> Path:
@@ -234,14 +268,18 @@ def build_site(report: Path) -> Path:
 
 
 def summarise(outcomes: list[Outcome], site: Path | None) -> None:
-    """The last lines: the time of each notebook, the site, and what failed."""
+    """The last lines: the time of each notebook, what it left out, the site, warnings, and what failed."""
     print("\nnotebook                        time")
     for outcome in outcomes:
         state = "kept" if outcome.kept else f"{outcome.seconds:.0f} s" + ("  FAILED" if outcome.error else "")
         print(f"{outcome.name:<30}  {state}")
+        if outcome.left_out:
+            print(f"    ends early: {outcome.left_out}")
     if site:
         print(f"\nsite: {site}")
     for outcome in outcomes:
+        for line in outcome.warnings:
+            print(f"WARNING on the page of {outcome.name}: {line}")
         if outcome.error:
             print(f"\nFAILED {outcome.error}\nthe next ./run_all.sh goes on from here")
 

@@ -34,9 +34,9 @@ def test_bootstrap_draws_whole_groups():
     assert once[0] < auc(labels, scores) < once[1]
 
 
-def test_bootstrap_needs_both_labels():
-    with pytest.raises(ValueError, match="both labels"):
-        bootstrap_interval(auc, [1, 1], [0.1, 0.2], [0, 1])
+@pytest.mark.parametrize(("labels", "groups"), [([1, 1], [0, 1]), ([0, 1], [0, 0])])
+def test_one_class_or_one_original_has_no_interval(labels, groups):
+    assert np.isnan(bootstrap_interval(log_loss, labels, [0.1, 0.2], groups)).all()
 
 
 def test_a_score_at_another_base_rate():

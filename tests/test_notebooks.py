@@ -87,6 +87,18 @@ def test_a_caption_below_every_picture_says_whose_it_is(notebook):
     assert not re.search(r"\*Synthetic(?!: a face swapped onto a public-domain portrait; steps)", prose)
 
 
+def test_the_work_folder_that_is_named_is_the_one_that_is_used(notebook):
+    """`--work` sets WORK, and the data folder may be one where nobody can write."""
+    code = "\n".join(cell.source for cell in code_cells(notebook))
+    chosen = "WorkFolder(Path(WORK)) if WORK else WorkFolder.beside(data)"
+    assert ("WorkFolder" in code) == (chosen in code)
+    assert code.count("WorkFolder.beside") == code.count(chosen)
+
+
+def test_a_commands_error_is_shown(notebook):
+    assert not [cell.source for cell in code_cells(notebook) if "subprocess" in cell.source], "see progress.run_command"
+
+
 def test_formulas_have_single_backslashes(notebook):
     prose = [cell.source for cell in notebook.cells if cell.cell_type == "markdown"]
     assert not [text for text in prose if re.search(r"\\\\[a-zA-Z]", text)], "TeX would show the command's name"

@@ -26,9 +26,9 @@ def run(tmp_path, monkeypatch):
     return module
 
 
-def write_notebook(path: Path, code: str) -> None:
+def write_notebook(path: Path, *code: str) -> None:
     parameters = nbformat.v4.new_code_cell("LIMIT: int = 1  # a number", metadata={"tags": ["parameters"]})
-    cells = [parameters, nbformat.v4.new_code_cell(code)]
+    cells = [parameters, *map(nbformat.v4.new_code_cell, code)]
     kernel = {"kernelspec": {"name": "python3", "display_name": "Python 3", "language": "python"}}
     nbformat.write(nbformat.v4.new_notebook(cells=cells, metadata=kernel), path)
 
@@ -100,6 +100,45 @@ def test_a_failure_is_named_and_the_next_run_goes_on_from_there(call, tmp_path, 
     assert call("-p", "LIMIT", "0") == 0
     lines = capsys.readouterr().out.splitlines()
     assert any(line.startswith("00_first ") and "kept" in line for line in lines)
+
+
+def read_page(tmp_path: Path, name: str) -> nbformat.NotebookNode:
+    return nbformat.read(tmp_path / "reports" / "demo" / "notebooks" / f"{name}.ipynb", as_version=4)
+
+
+def test_a_notebook_that_lacks_data_ends_its_page_there_and_the_others_go_on(call, tmp_path, capsys):
+    lacks = "print('made')\nfrom dfdc_lib.progress import require\n"
+    write_notebook(tmp_path / "notebooks" / "00_first.ipynb", "1", lacks + "require([], 'no fakes are here')", "2 / 0")
+    for _ in range(2):  # and it is tried again: data may have come
+        assert call() == 0
+        told = capsys.readouterr().out
+        assert "    ends early: no fakes are here\n" in told
+    assert "01_second                       kept" in told
+    page = read_page(tmp_path, "00_first")
+    assert page.cells[-1].source == "**The rest of this page is left out:** no fakes are here."
+    assert [cell.source for cell in page.cells if cell.cell_type == "code"][2:] == ["1"]
+    assert "Exception" not in str(page)
+
+
+def test_a_warning_on_a_page_is_told(call, tmp_path, capsys):
+    write_notebook(tmp_path / "notebooks" / "00_first.ipynb", "import warnings\nwarnings.warn('it will change')")
+    assert call("--only", "00") == 0
+    assert "WARNING on the page of 00_first: " in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("sample", [True, False])
+def test_texts_of_figures_speak_of_the_demo_where_the_data_are_others(call, tmp_path, sample):
+    path = tmp_path / "notebooks" / "00_first.ipynb"
+    notebook = nbformat.read(path, as_version=4)
+    notebook.cells[1].metadata["mystnb"] = {"image": {"alt": "two people"}}
+    nbformat.write(notebook, path)
+    if sample:
+        (tmp_path / "data" / "sample.json").write_text("{}")
+    call("--only", "00")
+    texts = [
+        cell.metadata.mystnb.image.alt for cell in read_page(tmp_path, "00_first").cells if "mystnb" in cell.metadata
+    ]
+    assert texts == ["two people" if sample else "In the demo: two people"]
 
 
 def test_a_sweep_leaves_one_executed_copy_a_value(call, tmp_path, capsys):
