@@ -64,7 +64,7 @@ def assert_even(drawn, low: float, high: float) -> None:
 
 
 def assert_share(count: int, number: int, p: float) -> None:
-    assert count / number == pytest.approx(p, abs=4 * (p * (1 - p) / number) ** 0.5)
+    assert count / number == pytest.approx(p, abs=3 * (p * (1 - p) / number) ** 0.5)
 
 
 def assert_affine(kind: A.Affine, shift: float, scale: float, degrees: float) -> None:
@@ -128,17 +128,13 @@ def test_colours_are_the_same():
 
 
 def test_fancy_pca_is_the_same():
-    """To the level, but for signs: of a direction, and so of a channel here, the linear algebra library picks one."""
-    _, directions = np.linalg.eigh(np.cov(PICTURE.reshape(-1, 3).T))
-    assert np.abs(np.abs(directions) - np.abs(directions[::-1, ::-1].T)).max() > 0.3  # else rows for columns are right
-    for alpha in (0.1, 0.3):
-        plus, minus = (apply("FancyPCA", strength=s * alpha) for s in (1, -1))
-        goldens = [GOLDEN[f"fancy_pca_{s * alpha}"] for s in (1, -1)]
-        for channel in range(3):
-            ours = [one[..., channel].tolist() for one in (plus, minus)]
-            theirs = [one[..., channel].tolist() for one in goldens]
-            assert ours in (theirs, theirs[::-1])
-            assert theirs[0] != theirs[1]
+    """To the level. A direction's sign is the linear algebra library's choice, and here it turns a channel's shift."""
+    _, directions = np.linalg.eigh(np.cov(PICTURE.reshape(-1, 3).T / 255))
+    assert np.abs(np.abs(directions) - np.abs(directions[::-1, ::-1].T)).max() > 0.3  # rows are not as columns
+    signs = np.sign((directions * GOLDEN["directions"]).sum(axis=0))[::-1]  # strongest first
+    for alpha in (-0.1, 0.1, 0.3):
+        golden = [GOLDEN[f"fancy_pca_{sign * alpha:.1f}"][..., channel] for channel, sign in enumerate(signs)]
+        assert np.array_equal(apply("FancyPCA", strength=alpha), np.dstack(golden))
 
 
 def test_noise_is_as_strong_as_it_was_and_another_for_each_pixel_and_channel():
@@ -154,8 +150,10 @@ def test_noise_is_as_strong_as_it_was_and_another_for_each_pixel_and_channel():
     assert np.corrcoef([*made[0].reshape(-1, 3).T, made[2][..., 0].ravel()]) == pytest.approx(np.eye(4), abs=0.06)
     assert made[0].std(axis=(0, 1)) == pytest.approx([6] * 3, rel=0.05)
     assert made[0].mean() == pytest.approx(-0.5, abs=0.2)  # cut to whole levels, as it was
-    for level in (0, 255):
-        assert abs(noise.apply(np.full_like(flat, level), spread=6, seed=0).mean() - level) < 4  # it stays at the end
+    for level in (0, 255):  # where it leaves the range, it stays at its end
+        ends = noise.apply(np.full_like(flat, level), spread=6, seed=0)
+        assert level in (ends.min(), ends.max())
+        assert abs(ends.mean() - level) < 4
 
 
 def test_shift_scale_rotate_differs_by_half_a_pixel_at_most():
@@ -199,7 +197,7 @@ def test_the_three_resizes_are_each_as_likely_and_upstreams_accident_is_a_switch
 
 def test_outside_training_a_picture_is_resized_centred_on_black_and_normalised():
     mask = PICTURE[..., 0]
-    for size, picture_by, mask_by in ((40, AREA, AREA), (160, CUBIC, LINEAR)):
+    for size, picture_by, mask_by in ((48, AREA, AREA), (160, CUBIC, LINEAR)):
         made = augment.valid_transforms(size)(image=PICTURE, mask=mask)
         height = size * 60 // 80
         top = (size - height) // 2
@@ -326,10 +324,10 @@ def test_parts_are_covered_as_often_as_upstream_does():
     known = {(1 - np.frombuffer(half, np.uint8)).tobytes(): "half face" for half in draw_halves(SHAPE, STRAIGHT, 60)}
     known |= {keep.tobytes(): "half picture" for keep in halves_and_quarters(*SHAPE)}
     assert len(known) == 10
-    covers = A.Compose(augment.AUGMENTATIONS["hard"](64).transforms[:2], seed=0, save_applied_params=True)
+    covers = A.Compose(augment.AUGMENTATIONS["hard"](64).transforms[:2], seed=1, save_applied_params=True)
     picture, mask = np.full((*SHAPE, 3), 200, np.uint8), np.full(SHAPE, 200, np.uint8)
     found = Counter()
-    for _ in range(6000):
+    for _ in range(8000):
         made = covers(image=picture, mask=mask, landmarks=STRAIGHT, label=1.0)
         run = dict(made["applied_transforms"])
         keep = run["BlackOut"]["keep"]
@@ -342,7 +340,7 @@ def test_parts_are_covered_as_often_as_upstream_does():
     expected |= {"half picture": 0.3 * 0.8 * 0.1, "grid": 0.1, "nothing": 0.7 / 8 + 0.3 * 0.8 * 0.9}
     assert set(found) == set(expected)
     for name, p in expected.items():
-        assert_share(found[name], 6000, p)
+        assert_share(found[name], 8000, p)
 
 
 def test_a_bar_runs_from_landmark_to_landmark_as_thick_as_drawn():
@@ -387,6 +385,14 @@ def test_half_a_face_is_its_left_right_upper_or_lower_half(name):
         assert sum(sides.values()) == 1
         assert any(np.array_equal(face - half, other) for other in halves)
     assert len(seen) == 4
+
+
+def test_the_face_grows_to_where_its_landmarks_point():
+    narrow = STRAIGHT.copy()
+    narrow[3:, 0] = (49, 51)  # as wide as the eyes above, as narrow as the mouth below
+    face = np.maximum.reduce([np.frombuffer(half, np.uint8) for half in draw_halves(SHAPE, narrow, 60)]).reshape(SHAPE)
+    assert face[38].sum() > 24
+    assert face[66].sum() < 20
 
 
 @pytest.mark.parametrize("away", [(0, 45), (45, 0), (0, -60), (-60, 0)])

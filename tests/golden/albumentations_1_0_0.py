@@ -53,6 +53,9 @@ transforms = {
 stored = {name: transform(image=picture)["image"] for name, transform in transforms.items()}
 for alpha in (-0.3, -0.1, 0.1, 0.3):
     stored[f"fancy_pca_{alpha}"] = functional.fancy_pca(picture, alpha)
+_, stored["directions"] = np.linalg.eigh(
+    np.cov(picture.reshape(-1, 3).T / 255)
+)  # a direction's sign is LAPACK's choice
 
 random.seed(0)
 flat, noise = np.full((64, 64, 3), 128, np.uint8), A.GaussNoise(p=1)
