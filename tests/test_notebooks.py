@@ -99,6 +99,22 @@ def test_a_commands_error_is_shown(notebook):
     assert not [cell.source for cell in code_cells(notebook) if "subprocess" in cell.source], "see progress.run_command"
 
 
+# What figures and tables of the demo show, and those of other data need not.
+FINDINGS = [
+    "12 to 15 pixels", "36 pixels", "found at every scale", "each has the old number", "hair and collar", "is broader",
+    "another pattern of edges", "lights up over the whole face", "alone reaches the right", "almost all evidence",
+    "With 10 % nearly all", "all from 20 %", "a blur of two pixels leave", "less than a minute", "two people cross",
+    "may come close to the 0.428", "demo numbers",
+]  # fmt: skip
+
+
+def test_a_finding_of_the_demo_is_called_so(notebook):
+    prose = [cell.source for cell in notebook.cells if cell.cell_type == "markdown"]
+    paragraphs = "\n\n".join(prose).split("\n\n")
+    told = [text for text in paragraphs if any(finding in text for finding in FINDINGS)]
+    assert not [text for text in told if not re.search("[Ii]n the demo|the sample|a demo's", text)]
+
+
 def test_formulas_have_single_backslashes(notebook):
     prose = [cell.source for cell in notebook.cells if cell.cell_type == "markdown"]
     assert not [text for text in prose if re.search(r"\\\\[a-zA-Z]", text)], "TeX would show the command's name"
