@@ -81,6 +81,14 @@ def work_copy(small_work, tmp_path) -> WorkFolder:
     return WorkFolder(tmp_path / "copy")
 
 
+@pytest.fixture
+def uncropped(work_copy) -> WorkFolder:
+    """The small sample's boxes without crops and masks: whoever makes those loads no network, and starts at once."""
+    shutil.rmtree(work_copy.root / "crops")
+    shutil.rmtree(work_copy.root / "masks")
+    return work_copy
+
+
 @pytest.fixture(scope="session")
 def real_videos() -> Path:
     """The folder of real DFDC clips that DFDC_TEST_VIDEOS names."""

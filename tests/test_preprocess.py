@@ -4,7 +4,6 @@ import platform
 import shutil
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import av
@@ -410,32 +409,6 @@ def test_leftovers_of_dead_processes_are_swept_and_those_of_the_living_are_not(t
         path.write_text("at work")
     sweep_leftovers(tmp_path)
     assert sorted(tmp_path.iterdir()) == sorted(kept)
-
-
-@pytest.mark.slow
-def test_killed_five_times_and_still_the_same_bytes(small_sample, small_work, tmp_path):
-    """kill -9 at five moments: the next run goes on, and the result is undisturbed."""
-    work = WorkFolder(tmp_path / "work")
-    command = [sys.executable, "-m", "dfdc_lib.cli", "preprocess", str(small_sample), "--work", str(work.root)]
-    command += ["--every", "6", "--workers", "2"]
-    rng = np.random.default_rng(0)
-
-    def n_files() -> int:
-        # os.walk, unlike rglob, passes over a folder that the run removes while we look
-        return sum(len(names) for _, _, names in os.walk(work.root))
-
-    for kill in range(5):
-        with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as run:
-            before, deadline = n_files(), time.monotonic() + 120
-            while n_files() <= before + 2 and time.monotonic() < deadline and run.poll() is None:
-                time.sleep(0.01)
-            time.sleep(rng.uniform(0, 0.4))
-            ended = run.poll() is not None
-            run.kill()
-        assert not ended, f"the run had ended before kill {kill}: nothing was tested"
-        time.sleep(0.5)  # its workers notice, and end too
-    subprocess.run(command, check=True, capture_output=True)
-    assert files_of(work) == files_of(small_work)
 
 
 def test_artifacts_lie_beside_the_data_never_in_them(tmp_path):
