@@ -1,0 +1,87 @@
+"""Notebooks 06 and 07 and the runs on the disk: what is trained, what is only read, and whose encoder it is."""
+
+import re
+from collections import defaultdict
+from types import SimpleNamespace
+
+import nbformat
+import pandas as pd
+import pytest
+from matplotlib.figure import Figure
+from test_notebooks import FOLDER
+from test_scorecard import add_run
+
+from dfdc_lib.config import DEMO_TRAINING, TrainConfig
+from dfdc_lib.paths import write_json
+
+
+def code_of(name: str) -> dict[int, list[str]]:
+    """The code cells of each section of a notebook; 0: those before the first."""
+    found, number = defaultdict(list), 0
+    for cell in nbformat.read(FOLDER / f"{name}.ipynb", as_version=4).cells:
+        number = int(next(iter(re.findall(r"^## (\d+) · ", cell.source, re.MULTILINE)), number))
+        if cell.cell_type == "code":
+            found[number].append(cell.source)
+    return found
+
+
+@pytest.fixture
+def train_page(work_copy):
+    """Runs what trains in notebook 06; `train` only notes how it was called."""
+    called = []
+
+    def train(work, config, name, **options) -> SimpleNamespace:
+        called.append(SimpleNamespace(name=name, config=config, **options))
+        work.run(name).mkdir(parents=True, exist_ok=True)
+        return SimpleNamespace(metrics=None, losses=None)
+
+    def run(**parameters) -> list[SimpleNamespace]:
+        code, names = code_of("06_training"), {}
+        *imports, given, derived = code[0]
+        for source in (*imports, given):
+            exec(source, names)
+        plots = SimpleNamespace(plot_training=lambda *_: Figure().subplots().figure)
+        names |= {"WORK": str(work_copy.root), "train": train, "plots": plots} | parameters
+        for source in (derived, *code[6]):
+            exec(source, names)
+        return called
+
+    return run
+
+
+def test_a_run_of_several_processes_is_only_read(train_page, work_copy, capsys):
+    write_json(work_copy.run("tiny_demo_0_0") / "config.json", {"processes": 4})
+    assert not train_page()
+    assert "tiny_demo_0_0 was trained by 4 processes: it is read" in capsys.readouterr().out
+
+
+def test_the_steps_reach_the_line_that_is_printed(train_page, capsys):
+    train_page(SETTINGS="slides", ENCODER="b7", STEPS=100_500, TRAIN=False)
+    assert re.search(r"--run b7_slides_0_0 --encoder b7\s.*--steps 100500 ", capsys.readouterr().out, re.DOTALL)
+    train_page(STEPS=300, TRAIN=False)  # the demo's steps are not the slides'
+    assert "--steps 75000 " in capsys.readouterr().out
+
+
+def test_unknown_settings_are_refused(train_page):
+    with pytest.raises(ValueError, match="SETTINGS must be one of demo, slides, got 'slide'"):
+        train_page(SETTINGS="slide")
+
+
+@pytest.mark.parametrize("steps", [1, 2, 5, 300])
+def test_few_steps_are_steps_too(train_page, steps):
+    interrupted, again = train_page(STEPS=steps)
+    assert interrupted.config.steps == again.config.steps == steps
+    assert interrupted.save_every == max(steps // 6, 1)
+
+
+def test_an_encoder_is_known_by_the_runs_record(work_copy):
+    """… and not by the name of its folder."""
+    for run, config in (("b7_of_old", TrainConfig(encoder="b5")), ("my_own", DEMO_TRAINING)):
+        folder = add_run(work_copy, run, config, "mine", 0)
+        pd.DataFrame({"valid_video_mean": [0.7, 0.25]}).to_csv(folder / "metrics.csv", index=False)
+    code, names = code_of("07_encoder_comparison"), {"work": work_copy, "names": ["b5", "b7"]}
+    *imports, _, _ = code[0]
+    for source in (*imports, code[2][-1].replace("pd.DataFrame(rows", "table = pd.DataFrame(rows")):
+        exec(source, names)
+    assert names["table"].iloc[:, 0].to_dict() == {"tiny": 1, "b5": 1, "b7": 0}
+    assert names["table"].iloc[:, 1]["b5"] == 0.25
