@@ -2,6 +2,7 @@
 
 import pickle
 import struct
+import warnings
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from functools import partial
@@ -190,7 +191,7 @@ def read_weights(path: Path) -> dict:
     numpy_number = [np.dtype, np.dtypes.Float64DType, np.dtypes.Float32DType, np._core.multiarray.scalar]
     numpy_number.append((np._core.multiarray.scalar, "numpy.core.multiarray.scalar"))  # its name before numpy 2
     try:
-        with torch.serialization.safe_globals(numpy_number):
+        with torch.serialization.safe_globals(numpy_number), warnings.catch_warnings(action="ignore"):
             stored = torch.load(path, map_location="cpu", weights_only=True)
     except UNREADABLE as error:
         raise ValueError(f"{path} is not a checkpoint that can be read safely: {error}") from error
