@@ -140,12 +140,8 @@ def check_given(notebooks: list[Path], given: list) -> None:
 
 
 def fingerprint(notebook: Path, values: dict, folders: tuple[Path, Path]) -> str:
-    """What an executed copy depends on: notebook, parameters, data, versions, library and the tables it shows.
-
-    A notebook that says `"reads_all_runs": true` in its metadata also depends on what other notebooks and commands have
-    made in the work folder meanwhile, and on the benchmarks.
-    """
-    data, work = folders
+    """What an executed copy depends on: notebook, parameters, data, versions, library and the tables it shows."""
+    data, _ = folders
     digest = hashlib.sha256(json.dumps(values, sort_keys=True, default=str).encode())
     for path in (
         notebook,
@@ -156,11 +152,21 @@ def fingerprint(notebook: Path, values: dict, folders: tuple[Path, Path]) -> str
         *sorted((ROOT / "experiments").glob("*.csv")),
     ):
         digest.update(path.read_bytes())
-    if json.loads(notebook.read_text())["metadata"].get("reads_all_runs"):
-        tables = [*work.glob("*.csv"), *work.glob("runs/*/*.csv"), *(ROOT / "benchmarks").glob("*.csv")]
-        for path in sorted(tables):
-            digest.update(f"{path} {path.stat().st_size} {path.stat().st_mtime_ns}".encode())
     return digest.hexdigest()
+
+
+def fingerprint_runs(notebook: Path, values: dict, work: Path) -> str:
+    """What else it depends on: the run that its metadata names from its parameters (`"reads_run": "{ENCODER}_…"`).
+
+    With `"reads_all_runs": true`, all that notebooks and commands have made in the work folder, and the benchmarks.
+    """
+    metadata, tables = json.loads(notebook.read_text())["metadata"], []
+    if "reads_run" in metadata:
+        given = {name: about["default"].strip("\"'") for name, about in papermill.inspect_notebook(notebook).items()}
+        tables = [*(work / "runs" / metadata["reads_run"].format_map(given | values)).glob("*.csv")]
+    if metadata.get("reads_all_runs"):
+        tables = [*work.glob("*.csv"), *work.glob("runs/*/*.csv"), *(ROOT / "benchmarks").glob("*.csv")]
+    return "".join(f"\n{path} {path.stat().st_size} {path.stat().st_mtime_ns}" for path in sorted(tables))
 
 
 class QuietKernel(AsyncKernelManager):
@@ -178,8 +184,11 @@ def run_notebook(notebook: Path, values: dict, executed: Path, folders: tuple[Pa
     executed: where the copy goes. folders: where the data and the artifacts lie.
     """
     mark = executed.with_name(f".{executed.stem}.made-from")
-    made_from = fingerprint(notebook, values, folders)
-    if not fresh and folders[1].exists() and executed.exists() and mark.exists() and mark.read_text() == made_from:
+    made_from, stands = (
+        fingerprint(notebook, values, folders),
+        folders[1].exists() and executed.exists() and mark.exists(),
+    )
+    if not fresh and stands and mark.read_text() == made_from + fingerprint_runs(notebook, values, folders[1]):
         return Outcome(executed.stem, 0, kept=True)
     executed.parent.mkdir(parents=True, exist_ok=True)
     mark.unlink(missing_ok=True)
@@ -205,7 +214,7 @@ def run_notebook(notebook: Path, values: dict, executed: Path, folders: tuple[Pa
             return finish_page(executed, outcome, folders[0])
         cell = f"cell {error.exec_count} of {notebook.name}: {error.ename}: {error.evalue}"
         return Outcome(executed.stem, time.monotonic() - started, error=f"{cell}\nhalf-executed copy: {executed}")
-    mark.write_text(made_from)
+    mark.write_text(made_from + fingerprint_runs(notebook, values, folders[1]))  # as it is now: it may have trained
     return finish_page(executed, Outcome(executed.stem, time.monotonic() - started), folders[0])
 
 

@@ -89,6 +89,23 @@ def test_what_stands_is_kept_until_something_changes(call, tmp_path, capsys):
         assert "kept" not in second_line()
 
 
+def test_a_page_about_a_run_is_made_again_when_the_run_has_grown(call, tmp_path, capsys):
+    path, grown = tmp_path / "notebooks" / "00_first.ipynb", tmp_path / "work" / "data" / "runs" / "3_slides"
+    notebook = nbformat.read(path, as_version=4)
+    notebook.cells[0].source += "\nSETTINGS: str = 'slides'  # a word"
+    notebook.metadata["reads_run"] = "{LIMIT}_{SETTINGS}"
+    nbformat.write(notebook, path)
+    call("--only", "00")
+    grown.mkdir(parents=True)
+    for _ in range(2):
+        (grown / "metrics.csv").write_text("step\n" + grown.name * len(list(grown.iterdir())))
+        capsys.readouterr()
+        call("--only", "00")
+        assert "kept" not in capsys.readouterr().out
+        call("--only", "00")
+        assert "kept" in capsys.readouterr().out
+
+
 def test_a_failure_is_named_and_the_next_run_goes_on_from_there(call, tmp_path, capsys):
     assert call("-p", "LIMIT", "0") == 1
     last = capsys.readouterr().out.splitlines()[-3:]
