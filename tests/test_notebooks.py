@@ -78,8 +78,6 @@ def test_profiles_name_real_notebooks_and_parameters():
 
 def test_a_caption_below_every_picture_says_whose_it_is(notebook):
     """In code, which knows the data; words would call any data set's people synthetic."""
-    if notebook.cells[0].source.startswith("# What will the test set"):
-        return  # its captions follow
     draws = re.compile(r"show_pictures\(|contact_sheet\(|\.imshow\((?!answers)")  # answers: a table in colours
     mute = [cell.source for cell in code_cells(notebook) if draws.search(cell.source) and CAPTION not in cell.source]
     assert not mute
