@@ -17,7 +17,6 @@ from benchmarks.measure import alternate, compare
 from dfdc_lib.config import TRAIN_THRESHOLDS, PreprocessConfig
 from dfdc_lib.paths import WorkFolder
 from dfdc_lib.preprocess import preprocess
-from dfdc_lib.video import open_video
 
 PACKAGES = ("facenet-pytorch", "openvino", "numba", "opencv-python-headless")
 STAGES = ("detect", "crop")
@@ -62,7 +61,7 @@ def fresh(root: Path) -> WorkFolder:
 
 def decode(clip: Path) -> None:
     """What no procedure can do without: every frame decoded in one thread, every tenth made a picture."""
-    capture, number = open_video(clip), 0
+    capture, number = cv2.VideoCapture(str(clip), cv2.CAP_FFMPEG, [cv2.CAP_PROP_N_THREADS, 1]), 0
     while capture.grab():
         if number % 10 == 0:
             capture.retrieve()

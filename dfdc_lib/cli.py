@@ -1,6 +1,7 @@
 """The `dfdc` command: what the notebooks do, for scripts and clusters."""
 
 import argparse
+import errno
 import os
 import signal
 import sys
@@ -16,11 +17,11 @@ from dfdc_lib.config import (
     AUGMENTATION_NAMES,
     BACKENDS,
     DEMO_TRAINING,
-    DETECTOR_INPUTS,
     ENCODERS,
     MARGINS,
     MIXED_PRECISIONS,
     PRECISIONS,
+    PROCEDURES,
     STAGES,
     THRESHOLDS,
     PredictConfig,
@@ -48,6 +49,7 @@ def run_preprocess(args) -> int:
 
     config = PreprocessConfig(args.every, THRESHOLDS[args.thresholds], args.margin, args.folds)
     work = WorkFolder(args.work) if args.work else WorkFolder.beside(args.data)
+    require_writable(work.root)
     if {"crop", "masks"} & set(args.stages) and (warning := warn_of_space(args.data, work, args.originals)):
         print(f"warning: {warning}", file=sys.stderr)
     done = preprocess(
@@ -69,6 +71,16 @@ def run_preprocess(args) -> int:
         print(table.reset_index().to_string(index=False), file=sys.stderr)
     actions = set(done.actions.index.get_level_values("action"))
     return 1 if len(bad) or actions - {"kept", "made", "made again"} else 0
+
+
+def require_writable(folder: Path) -> None:
+    """Make a work folder. Raises OSError that names the way out, as data often lies where nobody may write."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        if not os.access(folder, os.W_OK):
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
+    except OSError as error:
+        raise OSError(f"can't write to {folder} ({error.strerror}): name another folder with --work") from error
 
 
 def add_workers(command: argparse.ArgumentParser, default: int | None = None, more: str = "") -> None:
@@ -126,17 +138,20 @@ def run_train(args) -> int:
 
 def run_predict(args) -> int:
     from dfdc_lib.predict import REHEARSAL_WARNING
-    from dfdc_lib.submission import Judges, check_labels, check_results, find_videos, judge_videos, name_videos
+    from dfdc_lib.submission import Judges, check_results, find_videos, judge_videos, match_labels, name_videos
 
-    config = PredictConfig(args.frames, args.strategy, resize=args.resize)
+    config = PredictConfig(args.frames, args.strategy, args.procedure or "")
     judges = Judges(tuple(args.checkpoint), config, args.backend, args.precision)
-    videos = find_videos(args.videos)
+    videos, passed_over = find_videos(args.videos)
+    if passed_over:
+        kinds = ", ".join(f"{n} {kind}" for kind, n in Counter(p.suffix or p.name for p in passed_over).most_common(8))
+        print(f"passed over, as their names are no video's: {len(passed_over)} files ({kinds})", file=sys.stderr)
     workers = (0 if len(videos) == 1 else 1) if args.workers is None else args.workers
     if "sample" in judges.check(keep=not (workers or args.scheduler)):
         print(f"warning: {REHEARSAL_WARNING}", file=sys.stderr)
     labels = read_labels(args.labels) if args.labels else {}
     if labels:
-        check_labels(videos, labels)
+        match_labels(videos, labels)
     if args.out:
         check_results(args.out, args.labels)
     names, verdicts = name_videos(videos), []
@@ -322,8 +337,9 @@ def build_parser() -> argparse.ArgumentParser:
         "--strategy", choices=STRATEGIES, default=PredictConfig.strategy, help="how the faces' scores are joined"
     )
     pred.add_argument(
-        "--resize", choices=DETECTOR_INPUTS, default=PredictConfig.resize,
-        help="before detection: by the slides' rule, or always to half size as upstream's code does",
+        "--procedure", choices=PROCEDURES,
+        help="how faces are found and cut: as the slides say, or as upstream's code does; default: as the checkpoint "
+        "wants it, which for upstream's released files is the latter",
     )  # fmt: skip
     pred.add_argument("--backend", choices=BACKENDS, default="auto", help="what computes the scores")
     pred.add_argument("--precision", choices=PRECISIONS, default="auto", help="of the scores' arithmetic")

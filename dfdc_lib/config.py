@@ -49,13 +49,15 @@ def encoder_preset(name: str) -> EncoderPreset:
 # How much around the face, as the slides, upstream's README and upstream's code have it. The released weights go with
 # the last, "upstream": see geometry.add_margin.
 MARGINS = {"slides": 0.2, "readme": 0.3, "upstream": "upstream"}
-DETECT_METHOD = 2  # raise it when the same settings would give other boxes, landmarks or face_idx
+DETECT_METHOD = 3  # raise it when the same settings would give other boxes, landmarks or face_idx
 BACKENDS = ("auto", "torch", "openvino")  # what computes a trained network: see inference.py
 PRECISIONS = ("auto", "fp32", "bf16")
 MIXED_PRECISIONS = ("no", "fp16", "bf16")  # of training
 BLACKOUTS = ("hard", "upstream")  # the slides' augmentation and blackouts; as upstream: with its one way to resize
 AUGMENTATION_NAMES = ("slides", *BLACKOUTS, "demo")  # see augment.py
-DETECTOR_INPUTS = ("slides", "half")  # before detection: by the frame's size, or as upstream always does
+# From a frame to crops, before a score. "slides": the detector's input by the frame's size, the checkpoint's own
+# margin. "upstream", with which the released weights go: halved by Pillow, whole pixels, a third of them as margin.
+PROCEDURES = ("slides", "upstream")
 STAGES = ("detect", "crop", "masks", "folds")  # of preprocessing, in their order
 
 
@@ -109,15 +111,13 @@ class PredictConfig:
 
     frames: int = 32  # spread evenly over the video; a shorter one gives all it has
     strategy: str = "confident"  # a name from aggregate.STRATEGIES
-    thresholds: tuple[float, float, float] = INFERENCE_THRESHOLDS
-    resize: str = "slides"  # before detection: a name from DETECTOR_INPUTS
+    procedure: str = ""  # a name from PROCEDURES; "": the one that the checkpoints go with
 
     def __post_init__(self):
         if self.frames < 1:
             raise ValueError(f"at least one frame must be looked at, got {self.frames}")
-        check_thresholds(self.thresholds)
-        if self.resize not in DETECTOR_INPUTS:
-            raise ValueError(f"resize must be one of {', '.join(DETECTOR_INPUTS)}, got {self.resize!r}")
+        if self.procedure not in ("", *PROCEDURES):
+            raise ValueError(f"procedure must be one of {', '.join(PROCEDURES)}, got {self.procedure!r}")
 
 
 @dataclass(frozen=True)

@@ -9,6 +9,7 @@ from typing import NamedTuple
 
 import cv2
 import numpy as np
+from PIL import Image
 from scipy.optimize import linear_sum_assignment
 
 from dfdc_lib.config import TRAIN_THRESHOLDS
@@ -55,14 +56,14 @@ class FaceDetector:
         """
         return [Faces(*found) for _, equal in groupby(frames, np.shape) for found in self._cascade.detect(list(equal))]
 
-    def detect_resized(self, frames, resize: str = "slides") -> list[Faces]:
-        """Find faces at the size of the slides' rule, or at half size; boxes and landmarks in pixels of the frames.
+    def detect_resized(self, frames, procedure: str = "slides") -> list[Faces]:
+        """Find faces at the size that `resize_for_detection` gives; boxes and landmarks in pixels of the frames.
 
         A face that lies outside the frame (the detector may guess so at its edge) is left out: nothing of it is seen.
         """
         sizes = [frame.shape[1::-1] for frame in frames]
-        scales = [_scale(size, resize) for size in sizes]
-        found = self.detect([resize_for_detection(frame, resize) for frame in frames])
+        scales = [_scale(size, procedure) for size in sizes]
+        found = self.detect([resize_for_detection(frame, procedure) for frame in frames])
         return [
             _inside(faces.scaled(1 / scale), *size) for faces, scale, size in zip(found, scales, sizes, strict=True)
         ]
@@ -74,13 +75,16 @@ def shared_detector(thresholds: tuple[float, float, float], threads: int) -> Fac
     return FaceDetector(thresholds, threads=threads)
 
 
-def _scale(size: tuple[int, int], resize: str) -> float:
-    return detector_scale(*size) if resize == "slides" else 0.5
+def _scale(size: tuple[int, int], procedure: str) -> float:
+    return detector_scale(*size) if procedure == "slides" else 0.5
 
 
-def resize_for_detection(frame: np.ndarray, resize: str = "slides") -> np.ndarray:
-    """A frame at the size of the slides' rule, or at half size."""
-    scale = _scale(frame.shape[1::-1], resize)
+def resize_for_detection(frame: np.ndarray, procedure: str = "slides") -> np.ndarray:
+    """A frame at the size of the slides' rule, or halved by Pillow as upstream's code does (see config.PROCEDURES)."""
+    if procedure == "upstream":
+        half = [max(length // 2, 1) for length in frame.shape[1::-1]]
+        return np.asarray(Image.fromarray(frame).resize(half))  # bicubic and antialiased
+    scale = detector_scale(*frame.shape[1::-1])
     if scale == 1:
         return frame
     size = [max(round(length * scale), 1) for length in frame.shape[1::-1]]

@@ -64,12 +64,13 @@ def isotropic_resize(
 ) -> np.ndarray:
     """Resize so that the longer side is `size`, keeping the aspect ratio.
 
-    A face that is squeezed into a square looks like another face; here its shape stays what it was. What has the size
-    already is returned itself, and is no copy.
+    A face that is squeezed into a square looks like another face; here its shape stays what it was. The shorter side
+    is rounded down, as upstream's code does (the slides leave it open). What has the size already is returned itself,
+    and is no copy.
     """
     height, width = picture.shape[:2]
     factor = size / max(height, width)
-    target = (max(round(width * factor), 1), max(round(height * factor), 1))
+    target = (size, max(int(height * factor), 1)) if width > height else (max(int(width * factor), 1), size)
     if target == (width, height):
         return picture
     return cv2.resize(picture, target, interpolation=shrink if factor < 1 else enlarge)
@@ -88,9 +89,10 @@ def pad_to_square(picture: np.ndarray, size: int) -> np.ndarray:
 def spread_indices(n_total: int, n_wanted: int) -> np.ndarray:
     """Return `n_wanted` frame numbers spread evenly from the first to the last of `n_total`, each once.
 
-    A shorter video gives all its frames. (Upstream's duplicates there stalled its reader: it then saw one frame.)
+    Numbers are rounded down, as upstream's code does (the slides leave it open). A shorter video gives all its frames.
+    (Upstream's duplicates there stalled its reader: it then saw one frame.)
     """
-    return np.unique(np.linspace(0, n_total - 1, min(n_total, n_wanted)).round().astype(int))
+    return np.unique(np.linspace(0, n_total - 1, min(n_total, n_wanted), dtype=int))
 
 
 def affine_between(source: np.ndarray, target: np.ndarray) -> np.ndarray:

@@ -1,13 +1,22 @@
 """DFDC's JSON files to one table, and folds that never split an original from its fakes."""
 
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
 
 from dfdc_lib.paths import DamagedFile, read_json, show
 
-COLUMNS = ["video_id", "file", "label", "original_id", "part"]
+
+class Row(NamedTuple):
+    """What is known of a video."""
+
+    video_id: str
+    file: str  # relative to the data folder
+    label: int  # 1 for a fake
+    original_id: str  # its own for an original
+    part: int
 
 
 class MetadataError(ValueError):
@@ -33,7 +42,7 @@ def read_metadata(data: Path) -> pd.DataFrame:
     """
     data = Path(data)
     rows = [row for path in find_parts(data) for row in _read_part(data, path)]
-    table = pd.DataFrame(rows, columns=COLUMNS)
+    table = pd.DataFrame(rows, columns=Row._fields)
     repeated = table.video_id[table.video_id.duplicated()]
     if len(repeated):
         raise MetadataError(f"{data}: video {repeated.iloc[0]!r} is listed twice")
@@ -46,10 +55,13 @@ def read_metadata(data: Path) -> pd.DataFrame:
 
 
 def read_labels(source: Path) -> dict[str, int]:
-    """The truth about videos: file name → 1 for a fake. source: a data folder, or a CSV with filename and label."""
+    """The truth about videos: name → 1 for a fake. source: a data folder, or a CSV with filename and label.
+
+    Of a folder's the name is the path in it; a fake needs no original here. See `submission.match_labels`.
+    """
     if Path(source).is_dir():
-        table = read_metadata(source)
-        return dict(zip(table.file.map(lambda file: Path(file).name), table.label.tolist(), strict=True))
+        parts = find_parts(Path(source))
+        return {row.file: row.label for path in parts for row in _read_part(Path(source), path, with_original=False)}
     try:
         table = pd.read_csv(source, dtype={"filename": str}, keep_default_na=False)
     except ValueError as error:  # pandas does not say which file
@@ -62,7 +74,7 @@ def read_labels(source: Path) -> dict[str, int]:
     return dict(zip(table.filename, table.label.tolist(), strict=True))
 
 
-def _read_part(data: Path, path: Path) -> list[tuple]:
+def _read_part(data: Path, path: Path, with_original: bool = True) -> list[Row]:
     try:
         entries = read_json(path)
     except DamagedFile as error:
@@ -71,7 +83,7 @@ def _read_part(data: Path, path: Path) -> list[tuple]:
         raise MetadataError(f"{path} must hold one object, video name to properties")
     suffix = path.parent.name.rsplit("_", 1)[-1]
     part = int(suffix) if suffix.isdecimal() else 0
-    return [_read_entry(path, data, part, name, entry) for name, entry in entries.items()]
+    return [_read_entry(path, data, part, name, entry, with_original) for name, entry in entries.items()]
 
 
 def _is_file_name(value) -> bool:
@@ -82,19 +94,21 @@ def _is_file_name(value) -> bool:
     return value.isprintable() and len(value.encode(errors="replace")) <= 150
 
 
-def _read_entry(path: Path, data: Path, part: int, name: str, entry) -> tuple:
+def _read_entry(path: Path, data: Path, part: int, name: str, entry, with_original: bool) -> Row:
     def require_name(value, what: str) -> str:
         if not _is_file_name(value):
             raise MetadataError(f"{path}: {what} {show(value)} is not a plain file name")
         return Path(value).stem
 
     video_id = require_name(name, "video")
-    label = entry.get("label") if isinstance(entry, dict) else None
-    if label not in ("REAL", "FAKE"):
-        raise MetadataError(f"{path}: {name} needs a label of REAL or FAKE, got {show(label)}")
-    fake = label == "FAKE"
-    original_id = require_name(entry.get("original"), f"the original of {name}") if fake else video_id
-    return video_id, str((path.parent / name).relative_to(data)), int(fake), original_id, part
+    entry = entry if isinstance(entry, dict) else {}
+    label = entry.get("label", entry.get("is_fake"))  # DFDC's test set has the latter
+    if label not in ("REAL", "FAKE", 0, 1):
+        raise MetadataError(f"{path}: {name} needs a label of REAL or FAKE, or is_fake of 0 or 1, got {show(label)}")
+    fake, original_id = label in ("FAKE", 1), video_id
+    if fake and with_original:
+        original_id = require_name(entry.get("original"), f"the original of {name}")
+    return Row(video_id, str((path.parent / name).relative_to(data)), int(fake), original_id, part)
 
 
 def assign_folds(table: pd.DataFrame, n_folds: int = 16) -> np.ndarray:

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from dfdc_lib.config import ENCODERS, MARGINS, EncoderPreset, check_margin, encoder_preset
+from dfdc_lib.config import ENCODERS, MARGINS, PROCEDURES, EncoderPreset, check_margin, encoder_preset
 from dfdc_lib.inference import make_scorer
 from dfdc_lib.paths import appear_whole, show
 
@@ -32,6 +32,7 @@ class ModelCard:
     size: int  # side of the square input, pixels
     margin: float | str = MARGINS["slides"]  # of the crops that it was trained on
     trained_on: str = "nothing"  # "nothing", "sample" or the data folder's name
+    procedure: str = "slides"  # how its faces are found and cut: a name from config.PROCEDURES
 
     def __post_init__(self):
         for name in (self.encoder, self.trained_on):
@@ -39,6 +40,8 @@ class ModelCard:
                 raise ValueError(f"encoder and trained_on are names, got {show(name)}")
         if not isinstance(self.size, int) or not 1 <= self.size <= 4096:
             raise ValueError(f"size is a number of pixels, at most 4096, got {show(self.size)}")
+        if self.procedure not in PROCEDURES:
+            raise ValueError(f"procedure is one of {', '.join(PROCEDURES)}, got {show(self.procedure)}")
         check_margin(self.margin)
 
 
@@ -243,7 +246,7 @@ def adopt_upstream(weights: dict[str, Tensor], path: Path) -> tuple[dict[str, Te
     """Weights with upstream's names, as ours, and the card that goes with them.
 
     Upstream's keys begin with `module.`, and its encoder kept ImageNet's classifier, which it never used. Which
-    encoder it is follows from the number of features; its crops had a third of the box as margin.
+    encoder it is follows from the number of features; its faces are found and cut as upstream's code does.
     """
     weights = {k.removeprefix("module."): v.float() if v.is_floating_point() else v for k, v in weights.items()}
     weights = {k: v for k, v in weights.items() if not k.startswith("encoder.classifier.")}
@@ -252,4 +255,4 @@ def adopt_upstream(weights: dict[str, Tensor], path: Path) -> tuple[dict[str, Te
     if head is None or tuple(head.shape[:1]) != (1,) or head.shape[1] not in features:
         raise ValueError(f"{path} is not a checkpoint of this project or of upstream: no fc.weight of B3 to B7")
     encoder = features[head.shape[1]]
-    return weights, ModelCard(encoder, ENCODERS[encoder].size, margin="upstream", trained_on="dfdc")
+    return weights, ModelCard(encoder, ENCODERS[encoder].size, "upstream", trained_on="dfdc", procedure="upstream")

@@ -193,12 +193,15 @@ def make_square(boxes: Tensor) -> Tensor:
 
 
 def keep_outermost(boxes: np.ndarray, scores: np.ndarray) -> np.ndarray:
-    """Indices of boxes, most certain first, without those of which 70 % share a better one or hold it."""
+    """Indices of boxes, most certain first, without those of which 70 % share a better one or hold it.
+
+    Scores near 1 are often equal to the bit: then the peer's way to sort decides which box stays, so it is ours too.
+    """
     size = boxes[:, 2:] - boxes[:, :2] + 1
     low, high = np.maximum(boxes[:, None, :2], boxes[None, :, :2]), np.minimum(boxes[:, None, 2:], boxes[None, :, 2:])
     area = size.prod(axis=1)
     shared = np.clip(high - low + 1, 0, None).prod(axis=2) / np.minimum(area[:, None], area[None])
-    kept, order = [], np.lexsort((-area, -scores))
+    kept, order = [], np.argsort(scores)[::-1]
     while len(order):
         kept.append(order[0])
         order = order[1:][shared[order[0], order[1:]] <= 0.7]

@@ -5,7 +5,7 @@ dropped as soon as its faces are cut out, so memory does not grow with a video's
 """
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import NamedTuple
 
@@ -16,10 +16,10 @@ import torch
 
 from dfdc_lib.aggregate import STRATEGIES, join_videos
 from dfdc_lib.augment import valid_transforms
-from dfdc_lib.config import PredictConfig
+from dfdc_lib.config import INFERENCE_THRESHOLDS, PredictConfig
 from dfdc_lib.faces import DETECT_AT_ONCE, Faces, link_faces, shared_detector
 from dfdc_lib.geometry import cut_face, isotropic_resize, spread_indices
-from dfdc_lib.model import DeepfakeClassifier, load_checkpoint
+from dfdc_lib.model import DeepfakeClassifier, ModelCard, load_checkpoint
 from dfdc_lib.tasks import cores
 from dfdc_lib.video import VideoError, iterate_frames, probe, run_ahead
 
@@ -49,6 +49,7 @@ class Verdict:
     faces: pd.DataFrame = field(default_factory=lambda: pd.DataFrame(columns=[*FACE_COLUMNS, "checkpoint", "p_fake"]))
     reason: str = ""
     strategy: str = PredictConfig.strategy
+    procedure: str = "slides"  # how its faces were found and cut: a name from config.PROCEDURES
 
     @property
     def n_faces(self) -> int:
@@ -71,6 +72,11 @@ class Cut(NamedTuple):
     margin: float | str
     size: int
 
+    @classmethod
+    def of(cls, model: DeepfakeClassifier, procedure: str) -> "Cut":
+        """Those that a model judges under a procedure, a name from config.PROCEDURES."""
+        return cls("upstream" if procedure == "upstream" else model.card.margin, model.card.size)
+
 
 class Frame(NamedTuple):
     """A decoded frame on its way."""
@@ -83,6 +89,7 @@ class Seen(NamedTuple):
     """The faces of a frame, with their crops as each checkpoint wants them."""
 
     frame_idx: int
+    height: int  # of the frame, pixels: a video's size may change midway
     faces: Faces
     crops: dict[Cut, list[np.ndarray]]  # each (H, W, 3) uint8 RGB, its longer side the cut's size
 
@@ -118,6 +125,14 @@ def load_models(
     return loaded
 
 
+def choose_procedure(cards: Iterable[ModelCard]) -> str:
+    """The procedure that models with these cards go with. Raises ValueError where they go with several."""
+    names = sorted({card.procedure for card in cards})
+    if len(names) > 1:
+        raise ValueError(f"these checkpoints go with different procedures: choose --procedure {' or '.join(names)}")
+    return names[0]
+
+
 def predict_video(
     path: Path, models, n_frames: int = PredictConfig.frames, strategy: str = PredictConfig.strategy
 ) -> Verdict:
@@ -136,7 +151,8 @@ def predict_videos(paths: Iterable[Path], models, config: PredictConfig = Predic
     if config.strategy not in STRATEGIES:
         raise ValueError(f"unknown strategy {config.strategy!r}: choose one of {', '.join(STRATEGIES)}")
     models = models if isinstance(models, dict) else load_models(models)
-    cuts = {Cut(model.card.margin, model.card.size) for model in models.values()}
+    config = replace(config, procedure=config.procedure or choose_procedure(model.card for model in models.values()))
+    cuts = {Cut.of(model, config.procedure) for model in models.values()}
     decoded = run_ahead(decode_videos(paths, config.frames), 4)
     seen = run_ahead(detect_in(decoded, config, cuts), 8)
     yield from score_videos_in(seen, models, config)
@@ -185,7 +201,8 @@ def detect_in(items: Iterator[Frame | End], config: PredictConfig, cuts: set[Cut
         if isinstance(item, End) or len(waiting) == DETECT_AT_ONCE:
             for frame, faces in zip(waiting, _detect_or_tell(waiting, config), strict=True):
                 if isinstance(faces, Faces):
-                    yield Seen(frame.frame_idx, faces, {cut: cut_faces(frame.picture, faces, cut) for cut in cuts})
+                    crops = {cut: cut_faces(frame.picture, faces, cut) for cut in cuts}
+                    yield Seen(frame.frame_idx, len(frame.picture), faces, crops)
                 else:
                     failed = f"no detection in frame {frame.frame_idx} ({faces}); judged by the others"
             waiting = []
@@ -197,9 +214,8 @@ def detect_in(items: Iterator[Frame | End], config: PredictConfig, cuts: set[Cut
 def _detect_or_tell(frames: list[Frame], config: PredictConfig) -> list[Faces | str]:
     """The faces of each frame, or what went wrong with it: one odd frame does not cost its neighbours theirs."""
     try:
-        return shared_detector(config.thresholds, cores()).detect_resized(
-            [frame.picture for frame in frames], config.resize
-        )
+        detector = shared_detector(INFERENCE_THRESHOLDS, cores())
+        return detector.detect_resized([frame.picture for frame in frames], config.procedure)
     except (ValueError, RuntimeError, cv2.error) as error:
         if len(frames) == 1:
             return [f"{type(error).__name__}: {error}"]
@@ -226,37 +242,37 @@ def score_videos_in(
             waiting += [dict(zip(item.crops, face, strict=True)) for face in zip(*item.crops.values(), strict=True)]
             frames.append(item._replace(crops={}))
             while len(waiting) >= batch:
-                scores.append(score_crops(waiting[:batch], models, transforms))
+                scores.append(score_crops(waiting[:batch], models, transforms, config.procedure))
                 waiting = waiting[batch:]
             continue
-        scores += [score_crops(waiting, models, transforms)] if waiting else []
-        yield conclude(item, frames, {name: [p for s in scores for p in s[name]] for name in models}, config.strategy)
+        scores += [score_crops(waiting, models, transforms, config.procedure)] if waiting else []
+        yield conclude(item, frames, {name: [p for s in scores for p in s[name]] for name in models}, config)
         frames, waiting, scores = [], [], []
 
 
 def score_crops(
-    crops: Sequence[dict[Cut, np.ndarray]], models: dict[str, DeepfakeClassifier], transforms: dict[int, Callable]
+    crops: Sequence[dict[Cut, np.ndarray]],
+    models: dict[str, DeepfakeClassifier],
+    transforms: dict[int, Callable],
+    procedure: str,
 ) -> dict[str, np.ndarray]:
-    """p_fake (n,) of n crops by each model, each given with the margin and size that it was trained with."""
+    """p_fake (n,) of n crops by each model, each given with the margin and size that it goes with."""
     pictures = {
         cut: torch.stack([transforms[cut.size](image=face[cut])["image"] for face in crops]) for cut in crops[0]
     }
-    return {
-        name: model.predict(pictures[Cut(model.card.margin, model.card.size)]).numpy() for name, model in models.items()
-    }
+    return {name: model.predict(pictures[Cut.of(model, procedure)]).numpy() for name, model in models.items()}
 
 
-def conclude(end: End, frames: list[Seen], scores: dict[str, list[float]], strategy: str) -> Verdict:
+def conclude(end: End, frames: list[Seen], scores: dict[str, list[float]], config: PredictConfig) -> Verdict:
     """Join everything that was seen of one video."""
-    table = tabulate_faces([f.frame_idx for f in frames], [f.faces for f in frames])
+    table, about = tabulate_faces(frames), {"strategy": config.strategy, "procedure": config.procedure}
     if table.empty:
         looked = bool(frames)
         status = "no_face" if looked and end.status in ("ok", "short") else end.status
         reason = f"no face in {len(frames)} frames" if status == "no_face" else end.reason
-        return Verdict(end.video, status, None, len(frames), reason=reason, strategy=strategy)
+        return Verdict(end.video, status, None, len(frames), reason=reason, **about)
     faces = pd.concat([table.assign(checkpoint=name, p_fake=p) for name, p in scores.items()], ignore_index=True)
-    p_fake = join_models(faces, strategy)
-    return Verdict(end.video, end.status, p_fake, len(frames), faces, end.reason, strategy)
+    return Verdict(end.video, end.status, join_models(faces, config.strategy), len(frames), faces, end.reason, **about)
 
 
 def join_models(faces: pd.DataFrame, strategy: str) -> float:
@@ -264,11 +280,12 @@ def join_models(faces: pd.DataFrame, strategy: str) -> float:
     return float(join_videos(strategy, faces.p_fake.to_numpy(float), faces.checkpoint.to_numpy(str))[1].mean())
 
 
-def tabulate_faces(numbers: list[int], found: list[Faces]) -> pd.DataFrame:
+def tabulate_faces(frames: list[Seen]) -> pd.DataFrame:
     """One row a face: frame_idx, face_idx, box in pixels of the frame, the detector's score."""
+    found = link_faces([seen.faces.scaled(1 / seen.height) for seen in frames], [seen.frame_idx for seen in frames])
     rows = [
-        (number, who, *box, score)
-        for number, faces, people in zip(numbers, found, link_faces(found, numbers), strict=True)
-        for who, box, score in zip(people, faces.boxes, faces.scores, strict=True)
+        (seen.frame_idx, who, *box, score)
+        for seen, people in zip(frames, found, strict=True)
+        for who, box, score in zip(people, seen.faces.boxes, seen.faces.scores, strict=True)
     ]
     return pd.DataFrame(rows, columns=FACE_COLUMNS)

@@ -517,12 +517,15 @@ def detect_faces(path: Path, original_id: str, family: Family) -> Made:
     config, info = family.config, probe(path)
     wanted, linker, frames = range(0, info.n_frames, config.every), FaceLinker(), []
     ahead = family.begin_ahead(original_id, "crop")
-    cutter = FaceCutter(ahead.folder, config.margin) if ahead else None
+    cutter = FaceCutter(ahead.folder, config.margin, (info.width, info.height)) if ahead else None
     for several in in_groups(read_frames(path, wanted, info), DETECT_AT_ONCE):
         found = shared_detector(config.thresholds, cores()).detect_resized([picture for _, picture in several])
         for (frame_idx, picture), faces in zip(several, found, strict=True):
-            frames.append({"frame_idx": frame_idx, "face_idx": linker.link(faces, frame_idx).tolist()})
+            who = linker.link(faces.scaled(1 / len(picture)), frame_idx)  # in heights, as a video may change its size
+            frames.append({"frame_idx": frame_idx, "face_idx": who.tolist()})
             frames[-1] |= {k: v.astype(float).round(4).tolist() for k, v in faces._asdict().items()}
+            if (size := picture.shape[1::-1]) != (info.width, info.height):
+                frames[-1]["size"] = list(size)
             if ahead:
                 ahead.attempt(cutter.cut, picture, frames[-1])
     if not frames:
@@ -574,15 +577,12 @@ def crop_faces(path: Path, video_id: str, original_id: str, family: Family, comp
         return made
     work, info = family.work, probe(path)
     boxes = work.read_boxes(original_id)
-    wanted, width, height = with_faces(boxes["frames"]), boxes["width"], boxes["height"]
-    if (info.width, info.height) != (width, height):
-        size = f"{info.width} x {info.height}, its original {width} x {height}"
-        return Made(0, "shape_mismatch", f"{path} is {size}: the original's boxes do not fit")
+    wanted = with_faces(boxes["frames"])
     ahead = family.begin_ahead(video_id, "masks") if compare else None
     comparer = CropComparer(ahead.folder, work.crops(original_id)) if ahead else None
     with family.appear(work.crops(video_id)) as folder:
         folder.mkdir()
-        cutter = FaceCutter(folder, family.config.margin)
+        cutter = FaceCutter(folder, family.config.margin, (boxes["width"], boxes["height"]))
         for frame_idx, picture in read_frames(path, wanted, info):
             crops = cutter.cut(picture, wanted[frame_idx])
             for name in crops if ahead else ():
@@ -598,14 +598,19 @@ class FaceCutter:
 
     folder: Path
     margin: float | str
+    size: tuple[int, int]  # width and height of the original, where a frame of it does not tell its own
     count: int = 0
+    unlike: list[str] = field(default_factory=list)  # frames that are not as large as the original's
     empty: list[str] = field(default_factory=list)  # boxes that leave nothing inside the frame
     seen: set[int] = field(default_factory=set)
 
     def cut(self, picture: np.ndarray, frame: dict) -> dict[str, np.ndarray]:
         """Write the crops of one frame, an entry of a boxes file; return them by name."""
         self.seen.add(frame["frame_idx"])
-        crops = {}
+        crops, (height, width), (original_width, original_height) = {}, picture.shape[:2], frame.get("size", self.size)
+        if (width, height) != (original_width, original_height):
+            self.unlike.append(f"{width} x {height}, its original {original_width} x {original_height}")
+            return crops
         for face_idx, box in zip(frame["face_idx"], frame["boxes"], strict=True):
             name = face_file(frame["frame_idx"], face_idx)
             try:
@@ -623,6 +628,9 @@ class FaceCutter:
         if broken := [frame_idx for frame_idx in lost if frame_idx < n_frames]:
             reason = f"{len(broken)} of {len(wanted)} frames can't be decoded: {_list_some(broken)}"
             return Made(self.count, "decode_error", reason)
+        if self.unlike:
+            several = f"{len(self.unlike)} of {len(wanted)} frames are {self.unlike[0]}"
+            return Made(self.count, "shape_mismatch", f"{several}: the original's boxes do not fit")
         if lost:
             return Made(self.count, "short", f"{n_frames} frames; its original's boxes go on to frame {lost[-1]}")
         if self.empty:

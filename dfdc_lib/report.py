@@ -26,7 +26,7 @@ from dfdc_lib.geometry import cut_face
 from dfdc_lib.metrics import at_base_rate, auc, bootstrap_interval, log_loss
 from dfdc_lib.model import DeepfakeClassifier
 from dfdc_lib.paths import WorkFolder, appear_whole, read_json
-from dfdc_lib.predict import REHEARSAL_WARNING, Verdict
+from dfdc_lib.predict import REHEARSAL_WARNING, Cut, Verdict
 from dfdc_lib.sample import credit
 from dfdc_lib.train import score_videos
 from dfdc_lib.video import iterate_frames
@@ -93,15 +93,16 @@ def explain_suspects(
     The map is the mean over the models whose crops show the same part of the frame: those of the first one's margin.
     """
     suspects = pick_suspects(verdict.faces, n_crops)
-    margin = next(iter(models.values())).card.margin
-    models = {name: model for name, model in models.items() if model.card.margin == margin}
+    cuts = {name: Cut.of(model, verdict.procedure) for name, model in models.items()}
+    margin = next(iter(cuts.values())).margin
+    models = {name: model for name, model in models.items() if cuts[name].margin == margin}
     frames = dict(iterate_frames(verdict.video, suspects.frame_idx))
     crops, maps, titles = [], [], []
     for row in suspects[suspects.frame_idx.isin(list(frames))].itertuples():
         size = next(iter(models.values())).card.size
         heats, views = [], []
         for model in models.values():
-            cut = cut_face(frames[row.frame_idx], (row.x0, row.y0, row.x1, row.y1), model.card.margin)
+            cut = cut_face(frames[row.frame_idx], (row.x0, row.y0, row.x1, row.y1), margin)
             views.append(valid_transforms(model.card.size)(image=cut)["image"])
             heats.append(cv2.resize(explain(model, views[-1]), (size, size)))
         crops.append(plots.undo_normalise(views[0]))

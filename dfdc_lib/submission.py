@@ -7,9 +7,11 @@ takes its process with it, or never ends, costs a status and nothing else.
 import hashlib
 import importlib.metadata
 import json
+import os
 import shutil
 import tempfile
 import uuid
+from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import asdict, dataclass, replace
@@ -25,14 +27,19 @@ from dfdc_lib.config import PredictConfig
 from dfdc_lib.metrics import log_loss
 from dfdc_lib.model import DeepfakeClassifier, load_checkpoint
 from dfdc_lib.paths import appear_whole, describe_file, hold, write_csv, write_json
-from dfdc_lib.predict import Verdict, load_models, predict_videos
+from dfdc_lib.predict import Verdict, choose_procedure, load_models, predict_videos
 from dfdc_lib.report import write_page
 from dfdc_lib.tasks import TIME_LIMIT, TRIES, Lost, check_time_limit, run_tasks, watched
 from dfdc_lib.video import VideoError, printable
 
 # What may have been the disk's fault or the machine's: another run tries again.
 PASSING = ("unreadable", "detect_error", "missing_file")
-VIDEO_SUFFIXES = (".mp4", ".mov", ".avi", ".mkv", ".webm")
+# How videos are named, in a folder: what `video.CONTAINERS` holds.
+VIDEO_SUFFIXES = (
+    ".mp4", ".m4v", ".mov", ".qt", ".3gp", ".3g2", ".avi", ".divx", ".mkv", ".webm", ".ivf", ".ts", ".mts", ".m2ts",
+    ".m2t", ".tod", ".mpg", ".mpeg", ".mpe", ".mpv", ".m1v", ".m2v", ".vob", ".mod", ".flv", ".f4v", ".wmv", ".asf",
+    ".ogv", ".ogm", ".mxf", ".rm", ".rmvb", ".dv", ".nut", ".h264", ".264", ".avc", ".h265", ".265", ".hevc",
+)  # fmt: skip
 STATUS, PREDICTIONS = "status.csv", "predictions.parquet"  # what lies beside a submission
 STATUS_COLUMNS = ["filename", "status", "n_frames", "n_faces", "n_people", "reason"]
 
@@ -52,7 +59,10 @@ class Judges:
         keep: this process will need them all again; else they are loaded one by one and dropped.
         """
         models = _models(self).values() if keep else map(load_checkpoint, self.checkpoints)
-        return {model.card.trained_on for model in models}
+        cards = [model.card for model in models]
+        if not self.config.procedure:
+            choose_procedure(cards)
+        return {card.trained_on for card in cards}
 
     def fingerprint(self) -> str:
         """What verdicts depend on besides the video: settings, checkpoints (by size and time of change), libraries."""
@@ -177,7 +187,8 @@ def _identify(video: Path, made_by: str) -> str:
 
 
 def _pack(verdict: Verdict) -> dict:
-    plain = {name: getattr(verdict, name) for name in ("status", "p_fake", "n_frames", "reason", "strategy")}
+    names = ("status", "p_fake", "n_frames", "reason", "strategy", "procedure")
+    plain = {name: getattr(verdict, name) for name in names}
     return plain | {"faces": verdict.faces.to_dict("list")}
 
 
@@ -193,24 +204,24 @@ def _read_kept(path: Path, video: Path) -> Verdict | None:
         return None
 
 
-def find_videos(inputs: Iterable[Path | str]) -> list[Path]:
-    """Expand folders to the videos in them (by suffix, at any depth, sorted); links that lead nowhere are listed too.
+def find_videos(inputs: Iterable[Path | str]) -> tuple[list[Path], list[Path]]:
+    """Expand folders to the videos in them (by name, at any depth, sorted), and list the files that are passed over.
 
-    Raises FileNotFoundError for a name that is not there, and for a folder without videos.
+    Links that lead nowhere are videos too; what macOS keeps about a file (`._x.mp4`) is none. Raises FileNotFoundError
+    for a name that is not there, and for a folder without videos.
     """
-    videos = []
+    videos, passed_over = [], []
     for given in map(Path, inputs):
         if not given.exists() and not given.is_symlink():
             raise FileNotFoundError(f"no such file or folder: {given}")
-        inside = (
-            sorted(p for p in given.rglob("*") if p.suffix.lower() in VIDEO_SUFFIXES and not p.is_dir())
-            if given.is_dir()
-            else [given]
-        )
-        if not inside:
+        files = sorted(path for path in given.rglob("*") if not path.is_dir()) if given.is_dir() else []
+        named = [path for path in files if path.suffix.lower() in VIDEO_SUFFIXES and not path.name.startswith("._")]
+        if given.is_dir() and not named:
             raise FileNotFoundError(f"no video ({', '.join(VIDEO_SUFFIXES)}) in {given}")
-        videos += inside
-    return list({video.absolute(): video for video in reversed(videos)}.values())[::-1]  # each once, as first named
+        videos += named or [given]
+        passed_over += sorted(set(files) - set(named))
+    unique = {video.absolute(): video for video in reversed(videos)}
+    return list(unique.values())[::-1], passed_over  # each once, as first named
 
 
 def name_videos(paths: Sequence[Path]) -> dict[Path, str]:
@@ -256,24 +267,36 @@ def write_verdicts(
         faces.reset_index(drop=True).to_parquet(temporary, index=False)
 
 
-def check_labels(videos: Sequence[Path], labels: dict[str, int]) -> None:
-    """Raise ValueError where a video has no label, or two have the same file name. labels: file name → 1 or 0."""
-    names = pd.Series([video.name for video in videos], dtype=object)
-    if names.duplicated().any():
-        raise ValueError(f"two videos are named {names[names.duplicated()].iloc[0]}: labels can't tell them apart")
-    unknown = names[~names.isin(labels.keys())]
-    if len(unknown):
-        raise ValueError(f"no label for {len(unknown)} videos, such as {unknown.iloc[0]}")
+def match_labels(videos: Sequence[Path], labels: dict[str, int]) -> list[int]:
+    """The label of each video. labels: file name, or the end of a path where names repeat, → 1 for a fake.
+
+    The longest end that fits counts. Raises ValueError where a video has no label, or two have the same one.
+    """
+    named = defaultdict(list)
+    for name in labels:
+        named[Path(name).name].append(name)
+    matched = {}
+    for video in videos:
+        whole = os.path.abspath(video)
+        fitting = [n for n in named[video.name] if f"{os.sep}{whole}".endswith(f"{os.sep}{Path(n)}")]
+        fitting += [name for name in named[video.name] if os.path.abspath(name) == whole]
+        if fitting:
+            matched[video] = max(fitting, key=lambda name: len(Path(name).parts))
+    if unknown := [video for video in videos if video not in matched]:
+        raise ValueError(f"no label for {len(unknown)} videos, such as {unknown[0]}")
+    repeated = [name for name, count in Counter(matched.values()).items() if count > 1]
+    if repeated:
+        raise ValueError(f"two videos have the label of {repeated[0]}: give more of their paths in the labels")
+    return [labels[matched[video]] for video in videos]
 
 
 def judge_verdicts(verdicts: Sequence[Verdict], labels: dict[str, int], fallback: float = 0.5) -> dict[str, float]:
     """How good the verdicts are, where the truth is known: coverage, log loss of the scored, log loss of all.
 
-    labels: file name → 1 for a fake. For the log loss of all, videos without a score count as `fallback`. Raises
-    ValueError where a label is missing, or two videos have the same file name.
+    labels, and what is raised: as in `match_labels`. For the log loss of all, videos without a score count as
+    `fallback`.
     """
-    check_labels([v.video for v in verdicts], labels)
-    truth = np.array([labels[v.video.name] for v in verdicts])
+    truth = np.array(match_labels([v.video for v in verdicts], labels))
     scores = np.array([np.nan if v.p_fake is None else v.p_fake for v in verdicts], float)
     known = ~np.isnan(scores)
     of_scored = log_loss(truth[known], scores[known]) if known.any() else float("nan")

@@ -1,21 +1,24 @@
-"""Decode exact frames of a video, and write one. Frames are (H, W, 3) uint8 RGB."""
+"""Decode exact frames of a video, and write one. Frames are (H, W, 3) uint8 RGB, as a player shows them."""
 
 import os
 from collections import deque
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from fractions import Fraction
+from itertools import pairwise
 from pathlib import Path
+from typing import NamedTuple
 
 import av
 import cv2
 import numpy as np
 from av.container import InputContainer
+from av.sidedata.sidedata import Type
 from av.stream import Disposition
 
 # FFmpeg's names of what is read. No pictures; and no playlists, which make it open further files and addresses.
-CONTAINERS = "mov,matroska,avi,mpegts,mpeg,flv,asf,ogg"
+CONTAINERS = "mov,matroska,avi,mpegts,mpeg,flv,asf,ogg,mxf,rm,h264,hevc,mpegvideo,m4v,dv,ivf,nut"
 LARGEST_FRAME = 8192 * 4320  # pixels: cinema's 8K. A file of some kilobytes can ask for frames that fill the memory
 
 
@@ -34,14 +37,16 @@ class VideoError(Exception):
 
 @dataclass(frozen=True)
 class VideoInfo:
-    """A video's size in pixels, how many frames its packets hold, and how many more its header promises."""
+    """What `probe` says of a video. Width and height are those of its first frame, in square pixels."""
 
     width: int
     height: int
-    n_frames: int
+    n_frames: int  # that a player shows
     fps: float
-    n_missing: int = 0  # a download that broke off
-    times: np.ndarray | None = field(default=None, compare=False, repr=False)  # (n_frames,) ms: see `frame_times`
+    n_missing: int = 0  # frames that the header promises beyond these: a download that broke off
+    numbers: dict[int, int] = field(default_factory=dict, compare=False, repr=False)  # packet → frame_idx, if shown
+    pixel_aspect: float = field(default=1.0, compare=False)  # width of a stored pixel, heights
+    orientation: tuple[int, ...] = field(default=(1, 0, 0, 1), compare=False)  # see `_orient`
 
 
 def require_video(path: Path) -> None:
@@ -54,74 +59,128 @@ def require_video(path: Path) -> None:
         raise FileNotFoundError(f"no such video: {printable(path)}")
     if not is_file:
         raise VideoError("unreadable", path, "a folder, a pipe or a device, and not a file")
-    if printable(path) != str(path):  # OpenCV 5 crashes on such a name, and takes the process with it
-        raise VideoError("unreadable", path, "its name is not UTF-8: rename the file")
-
-
-def open_video(path: Path) -> cv2.VideoCapture:
-    """Open a video with OpenCV, for decoding in one thread (worker processes must not fight for cores).
-
-    Raises FileNotFoundError, or VideoError with status `unreadable`.
-    """
-    require_video(path)
-    capture = cv2.VideoCapture(os.path.abspath(path), cv2.CAP_FFMPEG, [cv2.CAP_PROP_N_THREADS, 1])
-    if not capture.isOpened():
-        raise VideoError("unreadable", path, "not a video that OpenCV can open")
-    return capture
 
 
 def open_container(path: Path) -> tuple[InputContainer, av.VideoStream]:
-    """Open a video with PyAV: the container, to be closed, and its video stream. The picture on a song is none.
+    """Open a video with PyAV: the container, to be closed, and the video stream that a player shows.
 
-    Raises FileNotFoundError, or VideoError with status `unreadable` or `no_video_stream`.
+    That is the one marked as default, else the first; the cover of a song or a film is none. It decodes in one thread
+    (worker processes must not fight for cores), and each frame's `opaque` is its packet's.
+    Raises FileNotFoundError, or VideoError with status `unreadable`, `no_video_stream` or `too_large`.
     """
     require_video(path)
     limits = {"format_whitelist": CONTAINERS, "protocol_whitelist": "file"}
     try:  # the absolute path: a file may be called `http:…`
         container = av.open(os.path.abspath(path), metadata_errors="replace", options=limits)
     except av.error.FFmpegError as error:
-        why = "a picture or a list of files" if isinstance(error, av.error.ArgumentError) else error.strerror
+        why = error.strerror
+        if isinstance(error, av.error.ArgumentError):  # not on the list
+            why = "its format is not among those that are read here, MP4, MOV, MKV, WebM, AVI, TS, MPEG, MXF, …"
         raise VideoError("unreadable", path, f"not a video that FFmpeg can open ({why})") from error
-    for stream in container.streams.video:
-        if not stream.disposition & Disposition.attached_pic:
-            return container, stream
-    kinds = sorted({stream.type for stream in container.streams if stream.type != "video"})
-    container.close()
-    raise VideoError("no_video_stream", path, f"it holds {' and '.join(kinds) or 'nothing'}, but no video")
+    streams = [s for s in container.streams.video if not s.disposition & Disposition.attached_pic]
+    if not streams:
+        kinds = sorted({stream.type for stream in container.streams if stream.type != "video"})
+        container.close()
+        raise VideoError("no_video_stream", path, f"it holds {' and '.join(kinds) or 'nothing'}, but no video")
+    stream = next((s for s in streams if s.disposition & Disposition.default), streams[0])
+    if stream.codec_context is None:
+        container.close()
+        raise VideoError("unreadable", path, "FFmpeg has no decoder for its video stream")
+    stream.thread_count, stream.codec_context.copy_opaque = 1, True
+    return container, stream
+
+
+class _Packet(NamedTuple):
+    """What a packet says of the frame in it, without decoding."""
+
+    pts: int | None  # when it is shown
+    dts: int | None  # when it is decoded
+    is_key: bool
+    is_shown: bool  # not cut away by an edit list, nor only there for others to be predicted from
 
 
 def probe(path: Path) -> VideoInfo:
-    """Read a video's size and rate from its header, and count its frames without decoding them."""
-    times, n_missing = frame_times(path)  # first: it refuses what OpenCV should not even see
-    capture = open_video(path)
-    try:
-        width, height = (int(capture.get(p)) for p in (cv2.CAP_PROP_FRAME_WIDTH, cv2.CAP_PROP_FRAME_HEIGHT))
-        fps = capture.get(cv2.CAP_PROP_FPS)
-    finally:
-        capture.release()
-    if width * height > LARGEST_FRAME:
-        raise VideoError("too_large", path, f"frames of {width} x {height}, more than 8K: scale the video down")
-    return VideoInfo(width, height, len(times), fps, n_missing, times)
+    """Read a video's size and rate, and count the frames that a player shows; in most files one frame is decoded.
 
-
-def frame_times(path: Path) -> tuple[np.ndarray, int]:
-    """When each frame is shown, in order: (n_frames,) milliseconds; NaN throughout where the file does not say.
-
-    Read from the packets, without decoding: what a header claims may be wrong, and counting decoded frames goes
-    wrong as soon as one can't be decoded. The second value: how many frames the header promises beyond these.
+    Raises FileNotFoundError, or VideoError with status `unreadable`, `no_video_stream` or `too_large`.
     """
     container, stream = open_container(path)
+    packets, frame = [], None
     try:
         with container:
-            packets = [(packet.pts, packet.is_discard) for packet in container.demux(stream) if packet.size]
-            start, tick, promised = stream.start_time, stream.time_base, stream.frames
+            _require_size(path, stream.width, stream.height)
+            for packet in container.demux(stream):
+                if packet.size:
+                    packets.append(_describe(packet, stream))
+                if frame is None:
+                    frame = next(iter(_decode(packet)[0]), None)
+            aspect, rate = stream.sample_aspect_ratio, stream.average_rate or stream.guessed_rate
+            n_missing, reorders = _count_missing(container, stream, packets), stream.codec_context.has_b_frames
     except av.error.FFmpegError as error:
         raise VideoError("unreadable", path, f"FFmpeg can't read its video stream ({error.strerror})") from error
-    shown, n_missing = [pts for pts, discarded in packets if not discarded], max(promised - len(packets), 0)
-    # An AVI with B-frames has times that begin before its start, and are not those that the decoder reports.
-    if start is None or None in shown or len(set(shown)) < len(shown) or min(shown, default=0) != start:
-        return np.full(len(shown), np.nan), n_missing
-    return (np.sort(np.array(shown, float)) - start) * float(tick * 1000), n_missing
+    order = _order_by_times(packets, reorders)
+    numbers = _number(_order_by_decoding(path) if order is None else order)
+    info = VideoInfo(0, 0, len(numbers), float(rate or 0), n_missing, numbers, float(aspect or 1))
+    stored = (stream.width, stream.height)
+    if frame is not None:
+        info, stored = replace(info, orientation=_read_orientation(frame)), (frame.width, frame.height)
+    width, height = _shown_size(*stored, info)
+    _require_size(path, width, height)
+    return replace(info, width=width, height=height)
+
+
+def _require_size(path: Path, width: int, height: int) -> None:
+    if width * height > LARGEST_FRAME:
+        raise VideoError("too_large", path, f"frames of {width} x {height}, more than 8K: scale the video down")
+
+
+def _describe(packet: av.Packet, stream: av.VideoStream) -> _Packet:
+    # VP8 says in the first byte whether a frame is shown; containers tell it of no codec.
+    hidden = stream.codec_context.name == "vp8" and not memoryview(packet)[0] & 0x10
+    return _Packet(packet.pts, packet.dts, packet.is_keyframe, not (packet.is_discard or hidden))
+
+
+def _count_missing(container: InputContainer, stream: av.VideoStream, packets: list[_Packet]) -> int:
+    """How many frames the header promises beyond the file's end."""
+    if container.format.name != "avi" or len(packets) < 2 or None in (times := [p.dts for p in packets]):
+        return max(stream.frames - len(packets), 0)
+    # An AVI's header also counts chunks of 0 bytes: the frame stays. The last one may stay as long as any other did.
+    steps = np.diff(times)
+    return max(int((stream.frames - times[-1] - steps.max()) // max(np.median(steps), 1)), 0)
+
+
+def _order_by_times(packets: Sequence[_Packet], reorders: bool) -> list[int] | None:
+    """The shown packets in the order of their times; None where the times can't be believed, or are not all known.
+
+    So it is where two are shown at once; where something is shown before the first key frame (its neighbours were cut
+    off, and decoders leave it out); and where the decoder puts frames into another order but their times do not:
+    then a container that knows only decode times was copied.
+    """
+    times = [packet.pts for packet in packets]
+    if None in times or len(set(times)) < len(times):
+        return None
+    in_order = all(earlier < later for earlier, later in pairwise(times))
+    if times and (not packets[0].is_key or min(times) < times[0] or (reorders and in_order)):
+        return None
+    return sorted((i for i, packet in enumerate(packets) if packet.is_shown), key=times.__getitem__)
+
+
+def _order_by_decoding(path: Path) -> list[int]:
+    """The shown packets in the order in which the decoder puts out their frames; a broken one where it failed."""
+    order = []
+    container, stream = open_container(path)
+    with container:
+        for packet in _demux(container, stream):
+            frames, failed = _decode(packet)
+            order += [frame.opaque for frame in frames]
+            if failed and packet.size:
+                order.append(packet.opaque)
+    return list(dict.fromkeys(order))
+
+
+def _number(order: Sequence[int]) -> dict[int, int]:
+    """The frame number of each packet that is shown."""
+    return {packet: frame_idx for frame_idx, packet in enumerate(order)}
 
 
 def iterate_frames(
@@ -131,67 +190,90 @@ def iterate_frames(
 
     Frames in between that no other frame is predicted from are not even decoded; about a third of the time is saved,
     and the wanted ones stay the same to the bit. Seeking by frame number would be wrong on videos of variable frame
-    rate. A frame that can't be decoded, or is of another size than the video's, is left out, and shifts no other's
-    number: a frame is known by its time, not by counting. (Upstream counted.) info: what `probe` said of the file, if
-    it was asked.
+    rate. A frame that can't be decoded is left out, and shifts no other's number: a frame is known by its packet, not
+    by counting. (Upstream counted.) Where a video's size changes midway, each frame has its own. info: what `probe`
+    said of the file, if it was asked.
     """
-    wanted, info = {int(i) for i in indices}, info or probe(path)
-    times, last, position = info.times, max(wanted, default=-1), -1
+    wanted, info, position = {int(i) for i in indices}, info or probe(path), -1
+    last = max(wanted, default=-1)
     container, stream = open_container(path)
     with container:
-        stream.thread_count = 1  # worker processes must not fight for cores
+        stream.codec_context.options = {"max_pixels": str(LARGEST_FRAME)}
         for packet in _demux(container, stream):
-            expected = _frame_number(packet, stream, times)
-            stream.codec_context.skip_frame = "DEFAULT" if expected is None or expected in wanted else "NONREF"
-            for frame in _decode(packet):
-                number = _frame_number(frame, stream, times)
-                number = position + 1 if number is None else number
-                if number <= position:
-                    continue
-                position = number
-                if position in wanted and _fits(frame, info):
-                    yield position, _upright(frame)
+            # (A packet that shows nothing itself may complete the frame of another: half of an interlaced one.)
+            needed = info.numbers.get(packet.opaque, last) in wanted
+            stream.codec_context.skip_frame = "DEFAULT" if needed else "NONREF"
+            for frame in _decode(packet)[0]:
+                number = info.numbers.get(frame.opaque, -1)
+                if -1 < number < position:  # the times were wrong after all
+                    counted = replace(info, numbers=_number(_order_by_decoding(path)))
+                    yield from iterate_frames(path, [i for i in wanted if i > position], counted)
+                    return
+                if number in wanted:
+                    yield number, _picture(frame, info)
+                position = max(position, number)
             if position >= last:
                 return
 
 
 def _demux(container: InputContainer, stream: av.VideoStream) -> Iterator[av.Packet]:
-    """The packets of a stream; a file that can't be read on ends there."""
+    """The packets of a stream, numbered by their `opaque`; a file that can't be read on ends there."""
+    number = 0
     try:
-        yield from container.demux(stream)
+        for packet in container.demux(stream):
+            packet.opaque = number
+            number += bool(packet.size)
+            yield packet
     except av.error.FFmpegError:
         return
 
 
-def _decode(packet: av.Packet) -> list[av.VideoFrame]:
-    """The frames that a packet completes; none for a broken one."""
+def _decode(packet: av.Packet) -> tuple[list[av.VideoFrame], bool]:
+    """The frames that a packet completes, none for a broken one; and whether it is broken."""
     try:
-        return packet.decode()
+        return packet.decode(), False
     except av.error.FFmpegError:
-        return []
+        return [], True
 
 
-def _frame_number(timed: av.Packet | av.VideoFrame, stream: av.VideoStream, times: np.ndarray) -> int | None:
-    """The number of a frame, or of the one in a packet: that of the nearest time. None where there are no times."""
-    if timed.pts is None or not len(times) or np.isnan(times[0]):
-        return None
-    return int(np.abs(times - (timed.pts - stream.start_time) * float(stream.time_base * 1000)).argmin())
+def _read_orientation(frame: av.VideoFrame) -> tuple[int, ...]:
+    """How the file asks players to turn and mirror its frames: (a, b, c, d), see `_orient`.
+
+    From the matrix in its header, or H.264's own message, which may come with the first frame only. What is not
+    a quarter turn is not followed.
+    """
+    matrix = next((bytes(data) for data in frame.side_data if data.type == Type.DISPLAYMATRIX), b"")
+    a, b, _, c, d, *_ = np.frombuffer(matrix, np.int32).tolist() or (1, 0, 0, 0, 1)
+    upright, sideways = min(abs(a), abs(d)), min(abs(b), abs(c))
+    if upright > 100 * max(abs(b), abs(c)) or sideways > 100 * max(abs(a), abs(d)):
+        return tuple(int(np.sign(value)) * (abs(value) * 100 > max(upright, sideways)) for value in (a, b, c, d))
+    return 1, 0, 0, 1
 
 
-def _upright(frame: av.VideoFrame) -> np.ndarray:
-    """A frame as RGB, turned as the file asks players to turn it (a telephone held upright)."""
-    return np.ascontiguousarray(np.rot90(frame.to_ndarray(format="rgb24"), _quarter_turns(frame)))
+def _orient(picture: np.ndarray, orientation: tuple[int, ...]) -> np.ndarray:
+    """Carry the pixel at (x, y) to (a x + c y, b x + d y), but for a shift back into the picture."""
+    a, b, c, d = orientation
+    if not a:
+        picture, a, d = picture.swapaxes(0, 1), c, b
+    return picture[:: d or 1, :: a or 1]
 
 
-def _quarter_turns(frame: av.VideoFrame) -> int:
-    """Counterclockwise; 0 where the file asks for less than a quarter, as OpenCV has it."""
-    return 0 if frame.rotation % 90 else frame.rotation // 90
+def _shown_size(width: int, height: int, info: VideoInfo) -> tuple[int, int]:
+    """Of a stored frame as it is shown: pixels made square by enlarging, then turned."""
+    if info.pixel_aspect > 1:
+        width = round(width * info.pixel_aspect)
+    else:
+        height = round(height / info.pixel_aspect)
+    return (width, height) if info.orientation[0] else (height, width)
 
 
-def _fits(frame: av.VideoFrame, info: VideoInfo) -> bool:
-    """Is a frame of the size that `probe` saw? A stream may change it midway; the boxes of a face would not."""
-    size = (frame.width, frame.height)
-    return (size[::-1] if _quarter_turns(frame) % 2 else size) == (info.width, info.height)
+def _picture(frame: av.VideoFrame, info: VideoInfo) -> np.ndarray:
+    """A frame as RGB: pixels made square, turned and mirrored as the file asks (a telephone held upright)."""
+    picture = _orient(frame.to_ndarray(format="rgb24"), info.orientation)
+    size = _shown_size(frame.width, frame.height, info)
+    if size != picture.shape[1::-1]:
+        picture = cv2.resize(picture, size, interpolation=cv2.INTER_CUBIC)
+    return np.ascontiguousarray(picture)
 
 
 def run_ahead(items: Iterator, n_ahead: int) -> Iterator:

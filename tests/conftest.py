@@ -3,6 +3,7 @@
 import importlib.util
 import os
 import shutil
+import struct
 import sys
 from fractions import Fraction
 from pathlib import Path
@@ -30,10 +31,11 @@ def load_runner():
     return module
 
 
-def write_intra_video(path, frames, times=None, drop=(), options=None, form="mp4"):
+def write_intra_video(path, frames, times=None, drop=(), options=None, form="mp4", aspect=None):
     """Every frame by itself (no prediction), shown at `times` (in 1/600 s); packets in `drop` are filled with ones.
 
-    options: further ones of encoder and container. form: the container; None tells it by the file's name.
+    options: further ones of encoder and container. form: the container; None tells it by the file's name. aspect: of
+    a pixel, width by height.
     """
     options = {"g": "1", "crf": "10", "bf": "0"} | (options or {})
     with av.open(str(path), "w", format=form, options=options) as container:
@@ -41,6 +43,8 @@ def write_intra_video(path, frames, times=None, drop=(), options=None, form="mp4
         stream.width, stream.height, stream.pix_fmt = frames[0].shape[1], frames[0].shape[0], "yuv420p"
         stream.options = options
         stream.codec_context.time_base = Fraction(1, 600)
+        if aspect:
+            stream.codec_context.sample_aspect_ratio = aspect
         for number, picture in enumerate(frames):
             frame = av.VideoFrame.from_ndarray(picture, format="rgb24")
             frame.pts, frame.time_base = 20 * number if times is None else times[number], Fraction(1, 600)
@@ -52,6 +56,15 @@ def write_intra_video(path, frames, times=None, drop=(), options=None, form="mp4
     for number in drop:
         position, size = packets[number]
         data[position : position + size] = b"\xff" * size
+    path.write_bytes(data)
+
+
+def set_matrix(path, a: int, b: int, c: int, d: int) -> None:
+    """Write a display matrix into an mp4's track header: (x, y) is shown at (a x + c y, b x + d y)."""
+    data = bytearray(path.read_bytes())
+    place = data.index(b"tkhd") + 4 + 40  # after version, times, track number, duration, layer and volume
+    values = (a << 16, b << 16, 0, c << 16, d << 16, 0, 0, 0, 1 << 30)
+    data[place : place + 36] = struct.pack(">9i", *values)
     path.write_bytes(data)
 
 

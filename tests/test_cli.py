@@ -1,4 +1,6 @@
+import errno
 import hashlib
+from pathlib import Path
 
 import pandas as pd
 import pytest
@@ -123,3 +125,15 @@ def test_predict_writes_a_page_and_tells_what_the_labels_say(small_sample, check
     assert 'src="data:image/png' in page
     assert "http" not in page
     assert "<script" not in page
+
+
+def test_a_data_folder_that_may_not_be_written_to_names_the_way_out(small_sample, monkeypatch, capsys):
+    def refuse(path, **_):
+        raise OSError(errno.EROFS, "Read-only file system", str(path))
+
+    monkeypatch.setattr(Path, "mkdir", refuse)
+    assert main(["preprocess", str(small_sample)]) == 2
+    said = capsys.readouterr().err
+    assert said.count("\n") == 1
+    assert "Read-only file system" in said
+    assert "--work" in said

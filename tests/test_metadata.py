@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from dfdc_lib.metadata import MetadataError, assign_folds, describe_folds, read_metadata
+from dfdc_lib.metadata import MetadataError, assign_folds, describe_folds, read_labels, read_metadata
 
 
 def write_part(data, part: int, entries) -> None:
@@ -50,6 +50,23 @@ def test_strange_metadata_is_one_clear_error(tmp_path, entries, message):
     write_part(tmp_path, 0, entries)
     with pytest.raises(MetadataError, match=message):
         read_metadata(tmp_path)
+
+
+def test_the_labels_of_a_folder_need_no_originals_and_tell_equal_names_apart(tmp_path):
+    """As DFDC's test set has them: is_fake of 0 or 1, and no original."""
+    write_part(tmp_path, 0, {"a.mp4": {"is_fake": 1}, "b.mp4": {"is_fake": 0}, "c.mp4": {"label": "FAKE"}})
+    write_part(tmp_path, 1, {"a.mp4": {"label": "REAL"}})
+    parts = "dfdc_train_part_0/", "dfdc_train_part_1/"
+    expected = {f"{parts[0]}a.mp4": 1, f"{parts[0]}b.mp4": 0, f"{parts[0]}c.mp4": 1, f"{parts[1]}a.mp4": 0}
+    assert read_labels(tmp_path) == expected
+
+
+def test_is_fake_is_a_label_of_training_too(tmp_path):
+    write_part(tmp_path, 0, {"a.mp4": {"is_fake": 0}, "b.mp4": {"is_fake": 1, "original": "a.mp4"}})
+    assert read_metadata(tmp_path).label.tolist() == [0, 1]
+    write_part(tmp_path / "other", 0, {"a.mp4": {"is_fake": 2}})
+    with pytest.raises(MetadataError, match="is_fake of 0 or 1, got 2"):
+        read_metadata(tmp_path / "other")
 
 
 def test_a_video_listed_twice_is_an_error(tmp_path):

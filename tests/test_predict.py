@@ -1,5 +1,4 @@
 import os
-import struct
 import time
 import weakref
 from pathlib import Path
@@ -10,7 +9,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from conftest import write_intra_video
+from conftest import set_matrix, write_intra_video
 
 from dfdc_lib import predict as p
 from dfdc_lib import submission
@@ -101,19 +100,11 @@ def test_the_submission_lists_scored_videos_and_the_status_all(tmp_path, video, 
 
 
 def test_folders_are_searched_and_wrong_names_refused(small_sample, tmp_path):
-    assert len(submission.find_videos([small_sample])) == 12
+    assert len(submission.find_videos([small_sample])[0]) == 12
     with pytest.raises(FileNotFoundError, match="no video"):
         submission.find_videos([tmp_path])
     with pytest.raises(FileNotFoundError, match="nowhere"):
         submission.find_videos([tmp_path / "nowhere"])
-
-
-def turn_by_metadata(path):
-    """Tell players to show an mp4 turned clockwise by a quarter, as phones do: the matrix in its track header."""
-    data = bytearray(path.read_bytes())
-    place = data.index(b"tkhd") + 4 + 40  # after version, times, track number, duration, layer and volume
-    data[place : place + 36] = struct.pack(">9i", 0, 1 << 16, 0, -1 << 16, 0, 0, 256 << 16, 0, 1 << 30)
-    path.write_bytes(data)
 
 
 def write_audio(path):
@@ -156,7 +147,7 @@ ZOO = {
     "32_frames": ("ok", 32), "33_frames": ("ok", 32), "no_face": ("no_face", 32), "two_people": ("ok", 32),
     "variable_rate": ("ok", 32), "damaged": ("decode_error", 30), "truncated": ("unreadable", 0),
     "audio_only": ("no_video_stream", 0), "empty": ("unreadable", 0), "text": ("unreadable", 0),
-    "dangling": ("missing_file", 0), "latin_tag": ("ok", 32), "caf\ufffd": ("unreadable", 0),
+    "dangling": ("missing_file", 0), "latin_tag": ("ok", 32), "caf\ufffd": ("ok", 32),
 }  # fmt: skip
 
 
@@ -185,7 +176,7 @@ def test_one_run_over_every_kind_of_video(zoo, models, tmp_path, capsys):
 def test_a_video_that_is_turned_by_its_metadata_is_seen_upright(tmp_path, models):
     face = cv2.resize(portrait("collins")[:260, 90:350], (256, 256))
     write_video(tmp_path / "turned.mp4", [np.ascontiguousarray(np.rot90(face))] * 3)
-    turn_by_metadata(tmp_path / "turned.mp4")
+    set_matrix(tmp_path / "turned.mp4", 0, 1, -1, 0)  # as phones do
     write_video(tmp_path / "plain.mp4", [face] * 3)
     turned, plain = (p.predict_video(tmp_path / f"{name}.mp4", models) for name in ("turned", "plain"))
     assert turned.n_faces == plain.n_faces == 3
@@ -219,10 +210,62 @@ def test_coverage_and_log_loss_with_and_without_the_fallback():
         submission.judge_verdicts(verdicts, {"a.mp4": 1})
 
 
+def test_labels_are_found_by_the_end_of_a_path_where_names_repeat(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    videos = [Path("a/x.mp4"), Path("b/x.mp4"), Path("b/y.mp4")]
+    by_path = {"a/x.mp4": 1, "b/x.mp4": 0, "y.mp4": 1}
+    assert submission.match_labels(videos, by_path) == [1, 0, 1]
+    assert submission.match_labels([path.absolute() for path in videos], by_path) == [1, 0, 1]
+    named = {name: number % 2 for number, name in enumerate(submission.name_videos(videos).values())}
+    assert submission.match_labels(videos, named) == [0, 1, 0]  # as our own submission names them
+    outside = [Path("..") / tmp_path.name / video for video in videos]
+    assert submission.match_labels(videos, dict(zip(map(str, outside), (1, 1, 0), strict=True))) == [1, 1, 0]
+    with pytest.raises(ValueError, match="two videos have the label of x.mp4"):
+        submission.match_labels(videos, {"x.mp4": 1, "y.mp4": 1})
+    with pytest.raises(ValueError, match="no label for 2 videos, such as a/x.mp4"):
+        submission.match_labels(videos, {"c/x.mp4": 1, "y.mp4": 1})
+
+
+def test_every_usual_name_of_a_video_is_looked_at_and_the_rest_is_told(tmp_path):
+    suffixes = (
+        "ts",
+        "MTS",
+        "m2ts",
+        "flv",
+        "m4v",
+        "mpg",
+        "mpeg",
+        "3gp",
+        "wmv",
+        "ogv",
+        "mxf",
+        "mp4",
+        "mov",
+        "avi",
+        "webm",
+    )
+    names = [f"a.{suffix}" for suffix in suffixes]
+    for name in [*names, "._a.mp4", "metadata.json", "notes.txt"]:
+        (tmp_path / "sub").mkdir(exist_ok=True)
+        (tmp_path / "sub" / name).write_text("")
+    videos, passed_over = submission.find_videos([tmp_path])
+    assert sorted(path.name for path in videos) == sorted(names)
+    assert [path.name for path in passed_over] == ["._a.mp4", "metadata.json", "notes.txt"]
+
+
+def test_the_command_tells_what_it_passes_over_in_a_folder(tmp_path, video, models, capsys):
+    (tmp_path / "videos").mkdir()
+    (tmp_path / "videos" / "a.mp4").write_bytes(video.read_bytes())
+    (tmp_path / "videos" / "metadata.json").write_text("{}")
+    save_checkpoint(tmp_path / "m.pt", models[0])
+    main(["predict", str(tmp_path / "videos"), "--checkpoint", str(tmp_path / "m.pt"), "--frames", "1"])
+    assert "passed over, as their names are no video's: 1 files (1 .json)" in capsys.readouterr().err
+
+
 def test_a_video_that_is_named_twice_is_judged_once(tmp_path, monkeypatch):
     (tmp_path / "a.mp4").write_text("")
     monkeypatch.chdir(tmp_path)
-    assert submission.find_videos(["a.mp4", tmp_path / "a.mp4", tmp_path]) == [Path("a.mp4")]
+    assert submission.find_videos(["a.mp4", tmp_path / "a.mp4", tmp_path]) == ([Path("a.mp4")], [])
 
 
 def test_two_videos_of_the_same_name_keep_apart(tmp_path, video, models):
@@ -250,7 +293,7 @@ def test_results_never_take_the_place_of_other_files(tmp_path):
 
 
 def test_a_detector_that_fails_on_a_frame_costs_that_frame_alone(zoo, models, monkeypatch):
-    detector = p.shared_detector(p.PredictConfig().thresholds, 0)
+    detector = p.shared_detector(p.INFERENCE_THRESHOLDS, 0)
     whole = detector.detect_resized
     third = next(
         frame.picture for number, frame in enumerate(p.decode_videos([zoo / "33_frames.mp4"], 8)) if number == 2

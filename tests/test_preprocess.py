@@ -4,6 +4,7 @@ import platform
 import shutil
 import subprocess
 import sys
+from fractions import Fraction
 from pathlib import Path
 
 import av
@@ -11,10 +12,11 @@ import cv2
 import numpy as np
 import pandas as pd
 import pytest
-from conftest import files_of, write_intra_video
+from conftest import files_of, set_matrix, write_intra_video
 from facenet_pytorch import MTCNN
 
 from dfdc_lib.config import MARGINS, TRAIN_THRESHOLDS, PreprocessConfig
+from dfdc_lib.dataset import read_places
 from dfdc_lib.metadata import read_metadata
 from dfdc_lib.paths import WorkFolder, appear_whole, read_png, sweep_leftovers, write_png
 from dfdc_lib.preprocess import choose_originals, preprocess, read_manifest
@@ -393,6 +395,52 @@ def test_a_fake_that_is_shorter_or_of_another_size_is_a_status(tmp_path):
     status = preprocess(small, WorkFolder(tmp_path / "2")).status.set_index(["video_id", "stage"])
     assert status.status["fake", "crop"] == "shape_mismatch"
     assert "160 x 160, its original 320 x 320" in status.reason["fake", "crop"]
+
+
+def test_boxes_and_crops_are_in_the_pixels_that_a_player_shows(tmp_path):
+    """Pixels twice as wide as high, and a mirroring matrix: the same boxes as of the picture stored plainly."""
+    plain, odd = make_data(tmp_path / "plain"), make_data(tmp_path / "odd")
+    narrow = [np.ascontiguousarray(cv2.resize(frame, (160, 320))[:, ::-1]) for frame in portraits(24)]
+    for name in ("real", "fake"):
+        path = odd / "dfdc_train_part_0" / f"{name}.mp4"
+        write_intra_video(path, narrow, aspect=Fraction(2, 1))
+        set_matrix(path, -1, 0, 0, 1)
+    works = {data: WorkFolder(tmp_path / "work" / data.name) for data in (plain, odd)}
+    statuses = {data: preprocess(data, work, PreprocessConfig(every=8)).status for data, work in works.items()}
+    assert (statuses[odd].status == "ok").all()
+    expected, got = (boxes_by_frame(works[data]) for data in (plain, odd))
+    assert got.keys() == expected.keys()
+    for frame_idx, boxes in expected.items():
+        assert np.allclose(got[frame_idx], boxes, atol=8)  # half of the pixels were lost when it was squeezed
+        crops = [read_png(works[data].crops("fake") / f"{frame_idx}_0.png") for data in (plain, odd)]
+        assert np.allclose(crops[0].shape, crops[1].shape, atol=12)
+
+
+def test_a_size_that_changes_midway_leaves_no_frame_out(tmp_path):
+    """Each frame has its own size, and the face in it keeps its number; a fake must be as large as its original."""
+    data = make_data(tmp_path)
+    part = data / "dfdc_train_part_0"
+    for name, width in (("small", 160), ("large", 320)):
+        frames = [cv2.resize(frame, (width, width)) for frame in portraits(12)]
+        write_intra_video(part / f"{name}.mp4", frames, form="mpegts")
+    grows = (part / "small.mp4").read_bytes() + (part / "large.mp4").read_bytes()
+    for name in ("real", "fake"):
+        (part / f"{name}.mp4").write_bytes(grows)
+    entries = json.loads((part / "metadata.json").read_text())
+    write_intra_video(part / "other.mp4", portraits(24))
+    entries["other.mp4"] = {"label": "FAKE", "original": "real.mp4"}
+    (part / "metadata.json").write_text(json.dumps(entries))
+    work = WorkFolder(tmp_path / "work")
+    status = preprocess(data, work, PreprocessConfig(every=4)).status.set_index(["video_id", "stage"])
+    assert (status.status[["real", "fake"]] == "ok").all()
+    shapes = {name: read_png(work.crops("fake") / name).shape for name in work.crop_names("fake")}
+    assert list(shapes) == [f"{frame_idx}_0.png" for frame_idx in range(0, 24, 4)]
+    assert shapes["12_0.png"][0] == pytest.approx(2 * shapes["0_0.png"][0], rel=0.1)
+    places = read_places(work, "real")
+    assert all((box[2:] <= shapes[name][1::-1]).all() for name, (box, _) in places.items())
+    assert status.status["other", "crop"] == "shape_mismatch"
+    assert "3 of 6 frames are 320 x 320, its original 160 x 160" in status.reason["other", "crop"]
+    assert status["count"]["other", "crop"] == 3
 
 
 def test_leftovers_of_dead_processes_are_swept_and_those_of_the_living_are_not(tmp_path):

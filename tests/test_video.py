@@ -1,8 +1,13 @@
+from dataclasses import replace
+from fractions import Fraction
+
 import av
+import av.bitstream
 import cv2
 import numpy as np
 import pytest
-from conftest import write_intra_video
+from av.stream import Disposition
+from conftest import set_matrix, write_intra_video
 
 from dfdc_lib import video
 from dfdc_lib.geometry import spread_indices
@@ -114,7 +119,7 @@ def test_containers_and_frames_out_of_order_keep_numbers(tmp_path, suffix):
 
 def opencv_frames(path) -> list[np.ndarray]:
     """Every frame, as OpenCV decodes it: the oracle."""
-    capture, frames = video.open_video(path), []
+    capture, frames = cv2.VideoCapture(str(path)), []
     while (read := capture.read())[0]:
         frames.append(cv2.cvtColor(read[1], cv2.COLOR_BGR2RGB))
     return frames
@@ -162,3 +167,284 @@ def test_colours_are_those_that_opencv_sees(tmp_path, pixels):
     ((_, frame),) = video.iterate_frames(tmp_path / "v.mp4", [0])
     apart = np.abs(frame.astype(int) - opencv_frames(tmp_path / "v.mp4")[0])
     assert apart.mean() < 2 if pixels == "yuv420p10le" else apart.max() <= 1  # 10 bits are rounded in other ways
+
+
+# ------------------------------------------------------------------------------------- what containers say and mean
+
+
+def remux(source, target, change=lambda packets: packets, form=None):
+    """Copy a video's packets into another container, as `ffmpeg -c copy` does; `change` makes others of their list."""
+    with av.open(str(source)) as given, av.open(str(target), "w", format=form) as made:
+        stream = made.add_stream_from_template(given.streams.video[0])
+        for packet in change([packet for packet in given.demux(video=0) if packet.size]):
+            packet.stream = stream
+            made.mux(packet)
+
+
+def numbers_of(path, wanted=range(1000)) -> list[tuple[int, int]]:
+    """(number given, number that the picture tells) of each frame."""
+    return [(number, number_of(frame)) for number, frame in video.iterate_frames(path, wanted)]
+
+
+@pytest.mark.parametrize("suffix", ["mp4", "flv", "mkv"])
+def test_decode_times_that_were_stored_as_show_times_do_not_shift_or_drop_frames(tmp_path, suffix):
+    """An AVI with B-frames knows decode times only; copied into another container they pass for times of showing."""
+
+    def pass_off(packets):
+        for packet in packets:
+            packet.pts = packet.dts
+        return packets
+
+    write_intra_video(tmp_path / "b.avi", coded_frames(40), options={"g": "12", "bf": "2"}, form="avi")
+    remux(tmp_path / "b.avi", tmp_path / f"copied.{suffix}", pass_off)
+    assert video.probe(tmp_path / f"copied.{suffix}").n_frames == 40
+    assert numbers_of(tmp_path / f"copied.{suffix}") == [(i, i) for i in range(40)]
+    assert numbers_of(tmp_path / f"copied.{suffix}", range(0, 40, 7)) == [(i, i) for i in range(0, 40, 7)]
+
+
+def test_times_that_turn_out_wrong_while_decoding_drop_no_frame(tmp_path, monkeypatch):
+    write_intra_video(tmp_path / "b.mp4", coded_frames(40), options={"g": "12", "bf": "2"})
+    info = video.probe(tmp_path / "b.mp4")
+    wrong = dict(enumerate(range(40)))  # packet by packet, as if nothing were put into another order
+    got = list(video.iterate_frames(tmp_path / "b.mp4", range(40), replace(info, numbers=wrong)))
+    numbers = [number for number, _ in got]
+    assert numbers == sorted(set(numbers))
+    assert set(range(8, 40)) <= {number for number, frame in got if number == number_of(frame)}
+
+
+@pytest.mark.parametrize("same_time", [True, False])
+def test_frames_that_are_never_shown_are_not_counted(tmp_path, same_time):
+    """VP8's alternate references only serve prediction: a bit in their first byte says so, and no time does."""
+
+    def hide_tenth(packets):
+        data = bytearray(bytes(packets[10]))
+        data[0] &= ~0x10
+        packets[10].update(bytes(data))
+        packets[10].pts = packets[10].dts = packets[11].pts - (0 if same_time else 1)
+        return packets
+
+    with av.open(str(tmp_path / "all.webm"), "w") as container:
+        stream = container.add_stream("libvpx", rate=30)
+        stream.width, stream.height, stream.pix_fmt, stream.bit_rate = 64, 48, "yuv420p", 4_000_000
+        for picture in coded_frames(40):
+            container.mux(stream.encode(av.VideoFrame.from_ndarray(picture, format="rgb24")))
+        container.mux(stream.encode())
+    remux(tmp_path / "all.webm", tmp_path / "hidden.webm", hide_tenth)
+    assert video.probe(tmp_path / "hidden.webm").n_frames == 39
+    shown = [number for number in range(40) if number != 10]
+    assert numbers_of(tmp_path / "hidden.webm") == list(enumerate(shown))
+    assert numbers_of(tmp_path / "hidden.webm", [9, 10, 30]) == [(9, 9), (10, 11), (30, 31)]
+
+
+def test_chunks_of_an_avi_that_repeat_a_frame_are_not_missing(tmp_path):
+    """A frame each 20 ticks of 1/600 s: the 19 between are empty chunks, which the header counts."""
+    write_intra_video(tmp_path / "v.avi", coded_frames(40), form="avi")
+    with av.open(str(tmp_path / "v.avi")) as container:
+        assert container.streams.video[0].frames > 700
+    info = video.probe(tmp_path / "v.avi")
+    assert (info.n_frames, info.n_missing) == (40, 0)
+    assert numbers_of(tmp_path / "v.avi") == [(i, i) for i in range(40)]
+
+
+def test_an_avi_that_ends_early_says_so(tmp_path):
+    frames = [np.random.default_rng(i).integers(0, 255, (48, 64, 3), dtype=np.uint8) for i in range(40)]
+    with av.open(str(tmp_path / "v.avi"), "w") as container:
+        stream = container.add_stream("mjpeg", rate=30)
+        stream.width, stream.height, stream.pix_fmt = 64, 48, "yuvj420p"
+        for picture in frames:
+            container.mux(stream.encode(av.VideoFrame.from_ndarray(picture, format="rgb24")))
+        container.mux(stream.encode())
+    data = (tmp_path / "v.avi").read_bytes()
+    (tmp_path / "cut.avi").write_bytes(data[: len(data) // 2])
+    info = video.probe(tmp_path / "cut.avi")
+    assert 15 < info.n_frames < 25
+    assert info.n_frames + info.n_missing == 40
+
+
+def test_leading_pictures_of_a_cut_are_not_counted(tmp_path):
+    """Cut at the key frame of an open group: the pictures that lead it can't be decoded, and no player shows them."""
+
+    def from_second_key(packets):
+        keys = [number for number, packet in enumerate(packets) if packet.is_keyframe]
+        return packets[keys[1] :]
+
+    with av.open(str(tmp_path / "whole.mkv"), "w") as container:
+        stream = container.add_stream("libx265", rate=30)
+        stream.width, stream.height, stream.pix_fmt = 64, 48, "yuv420p"
+        stream.options = {
+            "x265-params": "keyint=12:min-keyint=12:bframes=3:b-adapt=0:open-gop=1:log-level=0",
+            "crf": "4",
+        }
+        for picture in coded_frames(40):
+            container.mux(stream.encode(av.VideoFrame.from_ndarray(picture, format="rgb24")))
+        container.mux(stream.encode())
+    remux(tmp_path / "whole.mkv", tmp_path / "cut.mkv", from_second_key)
+    got = numbers_of(tmp_path / "cut.mkv")
+    assert [given for given, _ in got] == list(range(len(got)))
+    assert [told for _, told in got] == list(range(12, 40))
+    assert video.probe(tmp_path / "cut.mkv").n_frames == 28
+
+
+# --------------------------------------------------------------------------------------------- the picture as shown
+
+CORNERS = {(-1, -1): (200, 30, 30), (1, -1): (30, 200, 30), (-1, 1): (30, 30, 200), (1, 1): (200, 200, 200)}
+COLOURS = np.array(list(CORNERS.values()))
+
+
+def corner_picture(width: int = 64, height: int = 48) -> np.ndarray:
+    """A picture whose corners differ in colour. CORNERS: (x, y) from the middle, y down → RGB."""
+    picture = np.zeros((height, width, 3), np.uint8)
+    for (x, y), colour in CORNERS.items():
+        picture[
+            (slice(height // 2), slice(height // 2, None))[y > 0], (slice(width // 2), slice(width // 2, None))[x > 0]
+        ] = colour
+    return picture
+
+
+def corners_of(picture: np.ndarray) -> dict[tuple[int, int], tuple]:
+    """As CORNERS, of a decoded picture: the colours that are nearest."""
+    height, width = picture.shape[:2]
+    seen = {}
+    for x, y in CORNERS:
+        quarter = picture[(1 + 2 * (y > 0)) * height // 4, (1 + 2 * (x > 0)) * width // 4].astype(int)
+        seen[x, y] = tuple(COLOURS[np.abs(COLOURS - quarter).sum(axis=1).argmin()].tolist())
+    return seen
+
+
+@pytest.mark.parametrize(
+    "matrix",
+    [
+        (1, 0, 0, 1),
+        (-1, 0, 0, 1),
+        (1, 0, 0, -1),
+        (-1, 0, 0, -1),
+        (0, 1, -1, 0),
+        (0, -1, 1, 0),
+        (0, 1, 1, 0),
+        (0, -1, -1, 0),
+    ],
+)
+def test_a_matrix_that_turns_and_mirrors_is_followed(tmp_path, matrix):
+    video.write_video(tmp_path / "v.mp4", [corner_picture()] * 3, crf=5)
+    set_matrix(tmp_path / "v.mp4", *matrix)
+    a, b, c, d = matrix
+    expected = {(a * x + c * y, b * x + d * y): colour for (x, y), colour in CORNERS.items()}
+    info = video.probe(tmp_path / "v.mp4")
+    assert (info.width, info.height) == ((64, 48) if a else (48, 64))
+    for _, frame in video.iterate_frames(tmp_path / "v.mp4", range(3), info):
+        assert frame.shape == (info.height, info.width, 3)
+        assert corners_of(frame) == expected
+
+
+def test_an_orientation_that_the_stream_tells_once_holds_for_all_frames(tmp_path):
+    """H.264 has a message for it, which may come with the first frame alone."""
+    video.write_video(tmp_path / "plain.mp4", [corner_picture()] * 6, crf=5)
+    with av.open(str(tmp_path / "plain.mp4")) as given, av.open(str(tmp_path / "told.mp4"), "w") as made:
+        stream = made.add_stream_from_template(given.streams.video[0])
+        filtering = av.bitstream.BitStreamFilterContext(
+            "h264_metadata=display_orientation=insert:rotate=90", given.streams.video[0]
+        )
+        for number, packet in enumerate(p for p in given.demux(video=0) if p.size):
+            for other in filtering.filter(packet) if number == 0 else [packet]:
+                other.stream = stream
+                made.mux(other)
+    shapes = {frame.shape for _, frame in video.iterate_frames(tmp_path / "told.mp4", range(6))}
+    assert shapes == {(64, 48, 3)}
+
+
+@pytest.mark.parametrize(
+    ("aspect", "size"), [(Fraction(2, 1), (128, 48)), (Fraction(1, 2), (64, 96)), (None, (64, 48))]
+)
+def test_pixels_are_shown_square(tmp_path, aspect, size):
+    picture = corner_picture()
+    with av.open(str(tmp_path / "v.mp4"), "w") as container:
+        stream = container.add_stream("libx264", rate=30)
+        stream.width, stream.height, stream.pix_fmt = 64, 48, "yuv420p"
+        if aspect:
+            stream.codec_context.sample_aspect_ratio = aspect
+        for _ in range(3):
+            container.mux(stream.encode(av.VideoFrame.from_ndarray(picture, format="rgb24")))
+        container.mux(stream.encode())
+    info = video.probe(tmp_path / "v.mp4")
+    assert (info.width, info.height) == size
+    for _, frame in video.iterate_frames(tmp_path / "v.mp4", range(3), info):
+        assert frame.shape[1::-1] == size
+        assert corners_of(frame) == CORNERS
+
+
+def test_turned_pixels_that_are_not_square(tmp_path):
+    video.write_video(tmp_path / "v.mp4", [corner_picture()] * 3, crf=5)
+    set_matrix(tmp_path / "v.mp4", 0, 1, -1, 0)
+    info = replace(video.probe(tmp_path / "v.mp4"), pixel_aspect=2.0)
+    (_, frame) = next(video.iterate_frames(tmp_path / "v.mp4", [0], info))
+    assert frame.shape == (128, 48, 3)
+
+
+def write_streams(path, *kinds):
+    """An mp4 with several video streams: (picture, disposition) each."""
+    with av.open(str(path), "w") as container:
+        streams = []
+        for picture, disposition in kinds:
+            stream = container.add_stream("libx264" if disposition != Disposition.attached_pic else "mjpeg", rate=30)
+            stream.height, stream.width = picture.shape[:2]
+            stream.pix_fmt, stream.disposition = "yuvj420p" if stream.name == "mjpeg" else "yuv420p", disposition
+            streams.append(stream)
+        for stream, (picture, disposition) in zip(streams, kinds, strict=True):
+            for _ in range(1 if disposition == Disposition.attached_pic else 4):
+                container.mux(stream.encode(av.VideoFrame.from_ndarray(picture, format="rgb24")))
+            container.mux(stream.encode())
+
+
+@pytest.mark.parametrize("first", [Disposition.attached_pic, Disposition.dub])
+def test_the_stream_that_is_judged_is_the_one_that_plays(tmp_path, first):
+    """Not the cover, and not another angle: the default track; size and frames come from it."""
+    write_streams(
+        tmp_path / "v.mp4", (np.zeros((200, 200, 3), np.uint8), first), (corner_picture(), Disposition.default)
+    )
+    info = video.probe(tmp_path / "v.mp4")
+    assert (info.width, info.height, info.n_frames) == (64, 48, 4)
+    got = list(video.iterate_frames(tmp_path / "v.mp4", range(4), info))
+    assert [number for number, _ in got] == [0, 1, 2, 3]
+    assert all(corners_of(frame) == CORNERS for _, frame in got)
+
+
+def test_a_cropping_that_the_stream_asks_for_is_followed_in_the_size_too(tmp_path):
+    video.write_video(tmp_path / "whole.mp4", [corner_picture()] * 4, crf=5)
+    with av.open(str(tmp_path / "whole.mp4")) as given, av.open(str(tmp_path / "cropped.mp4"), "w") as made:
+        source = given.streams.video[0]
+        filtering = av.bitstream.BitStreamFilterContext("h264_metadata=crop_left=8:crop_top=4", source)
+        stream = made.add_stream_from_template(source)
+        for packet in given.demux(video=0):
+            for other in filtering.filter(packet if packet.size else None):
+                other.stream = stream
+                made.mux(other)
+    info = video.probe(tmp_path / "cropped.mp4")
+    got = list(video.iterate_frames(tmp_path / "cropped.mp4", range(4), info))
+    assert len(got) == 4
+    assert {frame.shape[1::-1] for _, frame in got} == {(info.width, info.height)}
+
+
+def test_a_size_that_changes_midway_loses_no_frame(tmp_path):
+    """As recordings of video calls do: each frame has its own size."""
+    small, large = coded_frames(10), coded_frames(30, 128, 96)
+    for name, frames, form in (("small", small, "mpegts"), ("large", large[10:], "mpegts")):
+        write_intra_video(tmp_path / f"{name}.ts", frames, form=form)
+    (tmp_path / "grows.ts").write_bytes((tmp_path / "small.ts").read_bytes() + (tmp_path / "large.ts").read_bytes())
+    got = list(video.iterate_frames(tmp_path / "grows.ts", range(30)))
+    assert [(number, number_of(frame)) for number, frame in got] == [(i, i) for i in range(30)]
+    assert [frame.shape[1] for _, frame in got] == [64] * 10 + [128] * 20
+    assert video.probe(tmp_path / "grows.ts").width == 64
+
+
+@pytest.mark.parametrize(
+    ("codec", "suffix"), [("libx264", "h264"), ("libx265", "hevc"), ("mpeg2video", "mxf"), ("rv20", "rm")]
+)
+def test_raw_streams_and_broadcast_containers_are_read(tmp_path, codec, suffix):
+    with av.open(str(tmp_path / f"v.{suffix}"), "w") as container:
+        stream = container.add_stream(codec, rate=30)
+        stream.width, stream.height, stream.pix_fmt, stream.bit_rate = 64, 48, "yuv420p", 4_000_000
+        stream.options = {"x265-params": "log-level=0", "crf": "10"} if codec.startswith("libx") else {}
+        for picture in coded_frames(30):
+            container.mux(stream.encode(av.VideoFrame.from_ndarray(picture, format="rgb24")))
+        container.mux(stream.encode())
+    assert numbers_of(tmp_path / f"v.{suffix}") == [(i, i) for i in range(30)]
