@@ -73,8 +73,15 @@ def frame_scores(table: pd.DataFrame) -> Lines:
     return [f"{len(table)} faces of {len(label)} videos, {len(models)} models.", "", *rows]
 
 
+def procedures(table: pd.DataFrame) -> Lines:
+    rows = ["| done otherwise than upstream | mean change of a video's p_fake | largest |", "|---|---|---|"]
+    for difference, part in table[table.difference != "none"].groupby("difference", sort=False):
+        rows.append(f"| {difference} | {part.change.abs().mean():.4f} | {part.change.abs().max():.4f} |")
+    return [f"{table.video_id.nunique()} videos.", "", *rows]
+
+
 READERS: dict[str, Callable[[pd.DataFrame], Lines]] = {
-    f.__name__: f for f in (margins, leave_one_out, sample_audit, seeds, frame_scores)
+    f.__name__: f for f in (margins, leave_one_out, sample_audit, seeds, frame_scores, procedures)
 }
 
 
