@@ -18,6 +18,9 @@ from dfdc_lib.preprocess import preprocess
 from dfdc_lib.sample import make_sample
 
 ROOT = Path(__file__).resolve().parent.parent
+# Torch, imported later, computes by one thread here and in what tests start: on a busy machine the threads of a small
+# network wait for each other, and take ten times as long.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 settings.register_profile("busy", deadline=None)  # two busy cores are slow now and then
 settings.load_profile("busy")
 
