@@ -161,6 +161,7 @@ def test_shift_scale_rotate_differs_by_half_a_pixel_at_most():
     kind = by_kind("Affine")
     kind.p, kind.rotate, kind.scale = 1, (8, 8), {"x": (1.1, 1.1), "y": (1.1, 1.1)}
     kind.translate_percent = {"x": (0.05, 0.05), "y": (-0.1, -0.1)}
+    assert kind.interpolation == LINEAR
     ours, golden = kind(image=PICTURE)["image"].astype(float), GOLDEN["shift_scale_rotate"].astype(float)
     errors = {}
     for dx, dy in itertools.product((-0.5, 0, 0.5), repeat=2):
@@ -180,8 +181,10 @@ def test_the_three_resizes_are_each_as_likely_and_upstreams_accident_is_a_switch
     shrunk = {how: cv2.resize(large, (96, 72), interpolation=how) for how in (AREA, LINEAR)}
     grown = {how: cv2.resize(small, (96, 72), interpolation=how) for how in (CUBIC, LINEAR)}
     kinds = [(AREA, CUBIC), (AREA, LINEAR), (LINEAR, LINEAR)]
-    for name, expected in (("slides", [1 / 3] * 3), ("hard", [1 / 3] * 3), ("upstream", [1, 0, 0])):
-        steps = [t for t in augment.AUGMENTATIONS[name](96).transforms if isinstance(t, A.OneOf)]
+    pipelines = {name: augment.AUGMENTATIONS[name](96).transforms for name in ("slides", *BLACKOUTS)}
+    for name, transforms in (pipelines | {"alone": augment.slides_transforms(96)}).items():
+        expected = [1, 0, 0] if name == "upstream" else [1 / 3] * 3
+        steps = [t for t in transforms if isinstance(t, A.OneOf)]
         resize = A.Compose(steps[:1], additional_targets={"fake": "image"}, seed=1, is_check_shapes=False)
         found = Counter()
         for _ in range(500):
@@ -199,6 +202,7 @@ def test_outside_training_a_picture_is_resized_centred_on_black_and_normalised()
     mask = PICTURE[..., 0]
     for size, picture_by, mask_by in ((48, AREA, AREA), (160, CUBIC, LINEAR)):
         made = augment.valid_transforms(size)(image=PICTURE, mask=mask)
+        assert set(made) == {"image", "mask"}  # what was done is told only where it is asked for
         height = size * 60 // 80
         top = (size - height) // 2
         expected, expected_mask = np.zeros((size, size, 3), np.uint8), np.zeros((size, size), np.uint8)
@@ -284,6 +288,7 @@ def test_a_mask_and_a_fake_go_the_way_of_their_picture(crop):
     plain[mask > 0] = 255
     for _ in range(20):
         result = pipeline(image=plain, fake=plain, mask=mask)
+        assert set(result) == {"image", "fake", "mask"}
         bright = result["image"].mean(0).numpy() > 0.5
         assert (bright == (np.asarray(result["mask"]) > 127)).mean() > 0.97
         assert (result["image"] == result["fake"]).all()
