@@ -53,7 +53,7 @@ DETECT_METHOD = 3  # raise it when the same settings would give other boxes, lan
 BACKENDS = ("auto", "torch", "openvino")  # what computes a trained network: see inference.py
 PRECISIONS = ("auto", "fp32", "bf16")
 MIXED_PRECISIONS = ("no", "fp16", "bf16")  # of training
-BLACKOUTS = ("hard", "upstream")  # the slides' augmentation and blackouts; as upstream: with its one way to resize
+BLACKOUTS = ("hard", "upstream")  # the slides', blackouts and a grid (ours); upstream: no grid, one way to resize
 AUGMENTATION_NAMES = ("slides", *BLACKOUTS, "demo")  # see augment.py
 # From a frame to crops, before a score. "slides": the detector's input by the frame's size, the checkpoint's own
 # margin. "upstream", with which the released weights go: halved by Pillow, whole pixels, a third of them as margin.
