@@ -46,7 +46,7 @@ def split_fold(rows: pd.DataFrame, fold: int) -> tuple[pd.DataFrame, pd.DataFram
     held_out = rows.fold == fold
     if not held_out.any() or held_out.all():
         known = sorted(rows.fold.unique().tolist())
-        raise NotEnough(f"fold {fold} can't be held out of the folds {known}: name one, of two parts or more")
+        raise NotEnough(f"fold {fold} can't be held out of the folds {known}: it must be one of two or more")
     return rows[~held_out], rows[held_out]
 
 

@@ -313,7 +313,7 @@ Settings: {settings}.
 
 {_markdown(by_status)}
 
-**Folds.** By part, so that an original and its fakes always share one.
+**Folds.** By part (of one part alone, by original), so that an original and its fakes always share one.
 
 {_markdown(by_fold.round(3).reset_index())}
 
