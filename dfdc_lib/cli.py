@@ -238,7 +238,7 @@ def run_doctor(args) -> int:
         raise ValueError("an estimate is made from some of your videos: name their folder with --data")
     findings = check_environment() + ([check_data(args.data)] if args.data else [])
     findings += check_work(WorkFolder(args.work), args.data, args.show) if args.work else []
-    findings += [finding for path in args.checkpoint for finding in check_checkpoints(path)]
+    findings += check_checkpoints(args.checkpoint)
     for finding in findings:
         print(
             f"{'ok ' if finding.ok else 'BAD'} {finding.what}: {finding.found}"
@@ -359,7 +359,7 @@ def build_parser() -> argparse.ArgumentParser:
     )  # fmt: skip
     doc.add_argument(
         "--checkpoint", nargs="*", type=Path, default=[], metavar="FILE_OR_FOLDER",
-        help="does it load, which bytes is it, and does it say anything?",
+        help="do the libraries build its network, does it load, which bytes is it, can it tell real from fake?",
     )  # fmt: skip
     return parser
 
