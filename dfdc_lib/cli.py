@@ -314,7 +314,8 @@ def build_parser() -> argparse.ArgumentParser:
     tr.add_argument(
         "--augmentation",
         choices=AUGMENTATION_NAMES,
-        help="hard: the slides', and parts of the face blacked out; upstream: so, and with its one way to resize",
+        help="hard: the slides', parts of the face blacked out, and a grid, which is ours; upstream: no grid, and its "
+        "one way to resize",
     )
     tr.add_argument(
         "--self-blend", type=float, metavar="P", help="with this probability a real crop becomes its own fake"
