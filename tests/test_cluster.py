@@ -1,10 +1,8 @@
 """Preprocessing and prediction by a Dask cluster of real processes: a scheduler and three workers, two of them lost."""
 
-import os
 import signal
 import subprocess
 import sys
-import time
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
@@ -13,16 +11,15 @@ import pandas as pd
 import pytest
 import torch
 from conftest import files_of
+from waiting import wait_for
 
 from dfdc_lib.cli import main
 from dfdc_lib.config import PreprocessConfig
 from dfdc_lib.metadata import read_metadata
 from dfdc_lib.model import DeepfakeClassifier, save_checkpoint
-from dfdc_lib.paths import WorkFolder
 from dfdc_lib.preprocess import preprocess
 
-pytest.importorskip("distributed")
-HASTY = {"DASK_DISTRIBUTED__SCHEDULER__WORKER_TTL": "6s"}  # after five minutes a silent worker counts as lost
+distributed = pytest.importorskip("distributed")
 
 
 @contextmanager
@@ -31,8 +28,7 @@ def started(tool: str, *options):
     command = [sys.executable, "-m", "dask", tool, "--no-dashboard", *map(str, options)]
     if tool == "worker":
         command += ["--nthreads", "1", "--no-nanny"]
-    quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
-    with subprocess.Popen(command, env=os.environ | HASTY, **quiet) as process:
+    with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as process:
         try:
             yield process
         finally:
@@ -41,54 +37,91 @@ def started(tool: str, *options):
 
 @pytest.fixture
 def cluster(tmp_path):
-    """cluster(): start one more worker; cluster.address: the scheduler's."""
+    """cluster(*options): start one more worker; cluster.address: the scheduler's."""
     with ExitStack() as stack:
-        known = tmp_path / "scheduler.json"
+        known, folder = tmp_path / "scheduler.json", tmp_path / "scratch"
         stack.enter_context(started("scheduler", "--host", "127.0.0.1", "--port", 0, "--scheduler-file", known))
         wait_for(known.exists, "the scheduler")
 
-        def add_worker() -> subprocess.Popen:
-            folder = tmp_path / "scratch"
-            return stack.enter_context(started("worker", "--scheduler-file", known, "--local-directory", folder))
+        def add_worker(*options) -> subprocess.Popen:
+            worker = started("worker", "--scheduler-file", known, "--local-directory", folder, *options)
+            return stack.enter_context(worker)
 
         add_worker.address = pd.read_json(known, typ="series").address
         yield add_worker
 
 
-def wait_for(happened, what: str, seconds: float = 120) -> None:
-    deadline = time.monotonic() + seconds
-    while not happened():
-        assert time.monotonic() < deadline, f"waited {seconds} seconds for {what}"
-        time.sleep(0.05)
+WAITING_WORKER = """
+import os, time
+from pathlib import Path
+from dfdc_lib import preprocess
+
+def crop_faces(path, video_id, *rest, really=preprocess.crop_faces):  # bound at once: Dask reads this file twice
+    "Crop a video, say so, and wait for as long as the test wants it."
+    made = really(path, video_id, *rest)
+    Path(FOLDER, f"{video_id}.{os.getpid()}").touch()
+    while Path(FOLDER, f"{video_id}.wait").exists():
+        time.sleep(0.01)
+    return made
+
+preprocess.crop_faces = crop_faces
+"""
+
+
+def seem_lost(address: str, name: str) -> None:
+    """Let a scheduler think that it has not heard of a worker for minutes."""
+
+    async def forget(dask_scheduler) -> None:
+        dask_scheduler.workers[dask_scheduler.aliases[name]].last_seen = 0
+        await dask_scheduler.check_worker_ttl()
+
+    with distributed.Client(address, set_as_default=False) as client:
+        client.run_on_scheduler(forget)
 
 
 @pytest.mark.slow
-def test_one_worker_is_killed_one_hangs_one_comes_late(small_sample, small_work, tmp_path, cluster):
+def test_one_worker_is_killed_one_hangs_one_comes_late(small_sample, small_work, uncropped, tmp_path, cluster):
     """Every video is done, and counted once; the worker that hung wakes while another redoes its video."""
-    work, told = WorkFolder(tmp_path / "work"), Counter()
-    first, second = cluster(), cluster()
+    originals, told = read_metadata(small_sample).query("label == 0").video_id, Counter()
+    (tmp_path / "waiting_worker.py").write_text(f"FOLDER = {str(tmp_path)!r}\n{WAITING_WORKER}")
+    for video in originals:
+        (tmp_path / f"{video}.wait").touch()
 
-    def claims() -> int:
-        return len(list(work.attempts.glob("*/*.claim")))
+    def add_worker(name: str) -> subprocess.Popen:
+        return cluster("--preload", tmp_path / "waiting_worker.py", "--name", name)
 
+    def cropped_by(worker: subprocess.Popen) -> list[str]:
+        return [path.stem for path in tmp_path.glob(f"*.{worker.pid}")]
+
+    first, second = add_worker("first"), add_worker("second")
     with ThreadPoolExecutor(1) as pool:
         run = pool.submit(
-            preprocess, small_sample, work, PreprocessConfig(every=6), scheduler=cluster.address,
+            preprocess, small_sample, uncropped, PreprocessConfig(every=6), scheduler=cluster.address,
             progress=lambda done, total: told.update([done]),
         )  # fmt: skip
-        wait_for(lambda: claims() >= 2, "both workers to begin")
+
+        def wait_while_it_runs(happened, what: str) -> None:
+            wait_for(lambda: run.done() or happened(), what)
+            assert not run.done(), run.result()
+
+        wait_while_it_runs(lambda: cropped_by(first) and cropped_by(second), "both workers to begin")
         first.kill()
         second.send_signal(signal.SIGSTOP)
-        third = cluster()
-        wait_for(lambda: told.total() >= 3, "the third worker to get on")
+        seem_lost(cluster.address, "second")
+        (video,) = cropped_by(second)
+        for other in set(originals) - {video}:
+            (tmp_path / f"{other}.wait").unlink()
+        third = add_worker("third")
+        wait_while_it_runs(lambda: video in cropped_by(third), "the third worker to redo what the second was at")
         second.send_signal(signal.SIGCONT)
+        (tmp_path / f"{video}.wait").unlink()
         done = run.result(timeout=300)
     assert third.poll() is None
     assert (done.status.status == "ok").all()
     assert sorted(told) == [0, 1, 2, 3, 4]
     assert set(told.values()) == {1}
     assert done.actions.groupby("stage").sum().to_dict() == {"detect": 4, "crop": 12, "masks": 8}
-    assert files_of(work) == files_of(small_work)
+    assert files_of(uncropped) == files_of(small_work)
 
 
 @pytest.mark.slow
