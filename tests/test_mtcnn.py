@@ -104,21 +104,29 @@ def agree_with_peer(frame, faces, thresholds) -> int:
     return len(boxes)
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("backend", BACKENDS)
-def test_the_peers_faces_in_the_sample_and_in_real_videos(small_sample, backend):
-    """At least 99.5 % of the peer's faces at IoU 0.95, their landmarks within 2 pixels, and no face more."""
+@pytest.fixture(scope="module")
+def peers_faces(small_sample) -> list[tuple[list[np.ndarray], list]]:
+    """Of each video of the sample, and of real ones where there are some: six frames, and what the peer finds."""
     videos = sorted(small_sample.rglob("*.mp4"))
     videos += sorted(Path(os.environ["DFDC_TEST_VIDEOS"]).rglob("*.mp4")) if "DFDC_TEST_VIDEOS" in os.environ else []
-    n_peers, n_found, n_more = 0, 0, 0
+    found = []
     for video in videos:
-        frames = [
-            frame for _, frame in iterate_frames(video, range(0, probe(video).n_frames, probe(video).n_frames // 12))
-        ]
+        count = probe(video).n_frames
+        frames = [frame for _, frame in iterate_frames(video, range(0, count, count // 6))]
         scale = detector_scale(*frames[0].shape[1::-1])
         frames = [cv2.resize(f, None, fx=scale, fy=scale, interpolation=cv2.INTER_AREA) for f in frames]
-        for frame, faces in zip(frames, detector(INFERENCE_THRESHOLDS, backend).detect(frames), strict=True):
-            boxes, _, landmarks = peer(INFERENCE_THRESHOLDS).detect(frame, landmarks=True)
+        found.append((frames, [peer(INFERENCE_THRESHOLDS).detect(frame, landmarks=True) for frame in frames]))
+    return found
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_the_peers_faces_in_the_sample_and_in_real_videos(peers_faces, backend):
+    """At least 99.5 % of the peer's faces at IoU 0.95, their landmarks within 2 pixels, and no face more."""
+    n_peers, n_found, n_more = 0, 0, 0
+    for frames, of_peer in peers_faces:
+        ours = detector(INFERENCE_THRESHOLDS, backend).detect(frames)
+        for faces, (boxes, _, landmarks) in zip(ours, of_peer, strict=True):
             n_more += max(len(faces.boxes) - (0 if boxes is None else len(boxes)), 0)
             if boxes is None or not len(faces.boxes):
                 n_peers += 0 if boxes is None else len(boxes)
@@ -127,8 +135,8 @@ def test_the_peers_faces_in_the_sample_and_in_real_videos(small_sample, backend)
             same, near = overlap.argmax(axis=1), overlap.max(axis=1) >= 0.95
             off = np.abs(landmarks.astype(float) - faces.landmarks[same]).max(axis=(1, 2))
             n_peers, n_found = n_peers + len(boxes), n_found + int((near & (off < 2)).sum())
-    print(f"{backend}: {n_found} of the peer's {n_peers} faces in {len(videos)} videos")
-    assert n_peers > 100
+    print(f"{backend}: {n_found} of the peer's {n_peers} faces in {len(peers_faces)} videos")
+    assert n_peers > 50
     assert n_found >= 0.995 * n_peers
     assert n_more == 0
 
