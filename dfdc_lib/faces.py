@@ -76,7 +76,7 @@ def shared_detector(thresholds: tuple[float, float, float], threads: int) -> Fac
 
 
 def _scale(size: tuple[int, int], procedure: str) -> float:
-    return detector_scale(*size) if procedure == "slides" else 0.5
+    return {"slides": detector_scale(*size), "upstream": 0.5}[procedure]
 
 
 def resize_for_detection(frame: np.ndarray, procedure: str = "slides") -> np.ndarray:
@@ -84,7 +84,7 @@ def resize_for_detection(frame: np.ndarray, procedure: str = "slides") -> np.nda
     if procedure == "upstream":
         half = [max(length // 2, 1) for length in frame.shape[1::-1]]
         return np.asarray(Image.fromarray(frame).resize(half))  # bicubic and antialiased
-    scale = detector_scale(*frame.shape[1::-1])
+    scale = _scale(frame.shape[1::-1], procedure)
     if scale == 1:
         return frame
     size = [max(round(length * scale), 1) for length in frame.shape[1::-1]]

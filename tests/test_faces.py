@@ -4,10 +4,12 @@ import pytest
 from facenet_pytorch import MTCNN
 from hypothesis import given
 from hypothesis import strategies as st
+from PIL import Image
 
 from dfdc_lib import sample
 from dfdc_lib.config import TRAIN_THRESHOLDS
-from dfdc_lib.faces import FaceDetector, Faces, box_overlap, link_faces
+from dfdc_lib.faces import FaceDetector, Faces, box_overlap, link_faces, resize_for_detection
+from dfdc_lib.geometry import detector_scale
 from dfdc_lib.sample import LANDMARKS, portrait
 
 
@@ -127,3 +129,15 @@ def test_the_peer_finds_the_same_faces_on_the_same_resized_frames(detector):
         boxes, _, landmarks = peer.detect(cv2.resize(frame, (450, 550), interpolation=cv2.INTER_AREA), landmarks=True)
         assert faces.boxes == pytest.approx(boxes * 2, abs=0.01)
         assert faces.landmarks == pytest.approx(landmarks * 2, abs=0.01)
+
+
+@pytest.mark.parametrize("size", [(640, 481), (1281, 721)])
+def test_the_detectors_input_follows_a_named_procedure(size):
+    """Upstream: half of the frame by Pillow, sides cut to whole pixels. The slides: by the wider side."""
+    frame = np.random.default_rng(0).integers(0, 255, (size[1], size[0], 3), dtype=np.uint8)
+    half = np.asarray(Image.fromarray(frame).resize((size[0] // 2, size[1] // 2), Image.Resampling.BICUBIC))
+    assert np.array_equal(resize_for_detection(frame, "upstream"), half)
+    scale = detector_scale(*size)
+    assert resize_for_detection(frame).shape[:2] == (round(size[1] * scale), round(size[0] * scale))
+    with pytest.raises(KeyError):
+        resize_for_detection(frame, "half")

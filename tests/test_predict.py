@@ -336,6 +336,7 @@ def test_run_ahead_keeps_order_errors_and_its_distance():
 
 def test_memory_does_not_grow_with_the_number_of_frames(tmp_path, models):
     """At no time are more than a few decoded frames alive, however many are looked at."""
+    config = p.PredictConfig(frames=120, procedure="slides")
     write_video(tmp_path / "long.mp4", [np.full((240, 320, 3), 99, np.uint8)] * 120)
     alive, most = weakref.WeakSet(), 0
 
@@ -351,9 +352,5 @@ def test_memory_does_not_grow_with_the_number_of_frames(tmp_path, models):
 
     decoded = p.run_ahead(watch(p.decode_videos([tmp_path / "long.mp4"], 120)), 4)
     cuts = {p.Cut(0.2, 112)}
-    list(
-        p.score_videos_in(
-            p.detect_in(decoded, p.PredictConfig(frames=120), cuts), p.load_models(models), p.PredictConfig()
-        )
-    )
+    list(p.score_videos_in(p.detect_in(decoded, config, cuts), p.load_models(models), config))
     assert most <= 24  # of 120: a group in the detector, one that waits for it, a few decoded ahead

@@ -45,7 +45,7 @@ def test_a_b7_with_upstreams_names_scores_the_real_clips(real_videos, tmp_path, 
     weights |= {"module.fc.weight": torch.sin(torch.arange(2560.0))[None] / 5, "module.fc.bias": torch.zeros(1)}
     path = tmp_path / "final_111_DeepFakeClassifier_tf_efficientnet_b7_ns_0_36"
     torch.save({"epoch": 36, "state_dict": weights}, path)
-    call = ["predict", str(real_videos), "--checkpoint", str(path), "--frames", "3", "--resize", "half"]
+    call = ["predict", str(real_videos), "--checkpoint", str(path), "--frames", "3"]
     assert main([*call, "--out", str(tmp_path / "submission.csv")]) == 0
     assert "2 of 2 videos have a score" in capsys.readouterr().out
     faces = pd.read_parquet(tmp_path / "predictions.parquet")
