@@ -144,14 +144,15 @@ def run_predict(args) -> int:
     judges = Judges(tuple(args.checkpoint), config, args.backend, args.precision)
     videos, passed_over = find_videos(args.videos)
     if passed_over:
-        kinds = ", ".join(f"{n} {kind}" for kind, n in Counter(p.suffix or p.name for p in passed_over).most_common(8))
-        print(f"passed over, as their names are no video's: {len(passed_over)} files ({kinds})", file=sys.stderr)
-    workers = (0 if len(videos) == 1 else 1) if args.workers is None else args.workers
-    if "sample" in judges.check(keep=not (workers or args.scheduler)):
-        print(f"warning: {REHEARSAL_WARNING}", file=sys.stderr)
+        kinds = Counter(path.suffix or path.name for path in passed_over).most_common(8)
+        told = ", ".join(f"{count} {kind}" for kind, count in kinds)
+        print(f"not videos by their names, and passed over: {len(passed_over)} ({told})", file=sys.stderr)
     labels = read_labels(args.labels) if args.labels else {}
     if labels:
         match_labels(videos, labels)
+    workers = (0 if len(videos) == 1 else 1) if args.workers is None else args.workers
+    if "sample" in judges.check(keep=not (workers or args.scheduler)):
+        print(f"warning: {REHEARSAL_WARNING}", file=sys.stderr)
     if args.out:
         check_results(args.out, args.labels)
     names, verdicts = name_videos(videos), []

@@ -62,12 +62,18 @@ def read_labels(source: Path) -> dict[str, int]:
     if Path(source).is_dir():
         parts = find_parts(Path(source))
         return {row.file: row.label for path in parts for row in _read_part(Path(source), path, with_original=False)}
+    if not Path(source).exists():
+        raise FileNotFoundError(f"no such file or folder: {source}")
     try:
         table = pd.read_csv(source, dtype={"filename": str}, keep_default_na=False)
     except ValueError as error:  # pandas does not say which file
         raise MetadataError(f"{source} is not a CSV file that can be read: {error}") from error
-    if not {"filename", "label"} <= set(table) or not set(table.label) <= {0, 1}:
+    if not {"filename", "label"} <= set(table):
         raise MetadataError(f"{source} must have the columns filename and label, with 1 for a fake and 0 for a real")
+    wrong = table[~table.label.isin([0, 1])]
+    if len(wrong):
+        told = f"{show(wrong.filename.iloc[0])} has the label {show(wrong.label.tolist()[0])}"
+        raise MetadataError(f"{source}: {told}: it must be 1 for a fake, 0 for a real")
     repeated = table.filename[table.filename.duplicated()]
     if len(repeated):
         raise MetadataError(f"{source}: video {show(repeated.iloc[0])} is listed twice")

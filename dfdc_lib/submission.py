@@ -283,10 +283,11 @@ def match_labels(videos: Sequence[Path], labels: dict[str, int]) -> list[int]:
         if fitting:
             matched[video] = max(fitting, key=lambda name: len(Path(name).parts))
     if unknown := [video for video in videos if video not in matched]:
-        raise ValueError(f"no label for {len(unknown)} videos, such as {unknown[0]}")
+        raise ValueError(f"no label for {unknown[0]}" + f" and {len(unknown) - 1} more" * (len(unknown) > 1))
     repeated = [name for name, count in Counter(matched.values()).items() if count > 1]
     if repeated:
-        raise ValueError(f"two videos have the label of {repeated[0]}: give more of their paths in the labels")
+        several = " and ".join(printable(video) for video in videos if matched[video] == repeated[0])
+        raise ValueError(f"{several} have one label, {repeated[0]}: write more of their paths in the labels")
     return [labels[matched[video]] for video in videos]
 
 

@@ -13,6 +13,7 @@ from typing import NamedTuple
 import av
 import cv2
 import numpy as np
+from av.codec.context import Flags
 from av.container import InputContainer
 from av.sidedata.sidedata import Type
 from av.stream import Disposition
@@ -87,6 +88,7 @@ def open_container(path: Path) -> tuple[InputContainer, av.VideoStream]:
         container.close()
         raise VideoError("unreadable", path, "FFmpeg has no decoder for its video stream")
     stream.thread_count, stream.codec_context.copy_opaque = 1, True
+    stream.codec_context.flags |= Flags.unaligned  # else a crop at the left is left undone
     return container, stream
 
 

@@ -1,3 +1,7 @@
+import os
+import subprocess
+import sys
+
 import pytest
 import torch
 from torch import nn
@@ -111,3 +115,17 @@ def test_auto_takes_what_is_there(monkeypatch):
 def test_a_wrong_choice_is_named(call, message):
     with pytest.raises(ValueError, match=message):
         call()
+
+
+def test_compiling_tells_nobody():
+    """OpenVINO would start processes that report to Google Analytics: when it is imported, and when it converts."""
+    script = """
+from openvino_telemetry.backend.backend_ga4 import GA4Backend
+GA4Backend.send = lambda self, message: print("told", message)
+import torch
+from dfdc_lib.inference import compile_network
+compile_network(torch.nn.Conv2d(3, 1, 3), torch.zeros(1, 3, 8, 8), (-1, 3, 8, 8))
+"""
+    plain = {name: value for name, value in os.environ.items() if name != "CI"}
+    ran = subprocess.run([sys.executable, "-c", script], env=plain, capture_output=True, text=True, check=True)
+    assert "told" not in ran.stdout

@@ -408,20 +408,23 @@ def test_the_stream_that_is_judged_is_the_one_that_plays(tmp_path, first):
     assert all(corners_of(frame) == CORNERS for _, frame in got)
 
 
-def test_a_cropping_that_the_stream_asks_for_is_followed_in_the_size_too(tmp_path):
-    video.write_video(tmp_path / "whole.mp4", [corner_picture()] * 4, crf=5)
-    with av.open(str(tmp_path / "whole.mp4")) as given, av.open(str(tmp_path / "cropped.mp4"), "w") as made:
+@pytest.mark.parametrize("left", [2, 16, 34])
+def test_a_cropping_that_the_stream_asks_for_is_followed_in_the_size_too(tmp_path, left):
+    write_intra_video(tmp_path / "whole.ts", [corner_picture(128, 96)] * 4, form="mpegts")
+    with av.open(str(tmp_path / "whole.ts")) as given, av.open(str(tmp_path / "cropped.ts"), "w") as made:
         source = given.streams.video[0]
-        filtering = av.bitstream.BitStreamFilterContext("h264_metadata=crop_left=8:crop_top=4", source)
+        cropping = av.bitstream.BitStreamFilterContext(f"h264_metadata=crop_left={left}:crop_bottom=4", source)
         stream = made.add_stream_from_template(source)
         for packet in given.demux(video=0):
-            for other in filtering.filter(packet if packet.size else None):
+            for other in cropping.filter(packet if packet.size else None):
                 other.stream = stream
                 made.mux(other)
-    info = video.probe(tmp_path / "cropped.mp4")
-    got = list(video.iterate_frames(tmp_path / "cropped.mp4", range(4), info))
-    assert len(got) == 4
-    assert {frame.shape[1::-1] for _, frame in got} == {(info.width, info.height)}
+    info = video.probe(tmp_path / "cropped.ts")
+    assert (info.width, info.height, info.n_frames) == (128 - left, 92, 4)
+    whole = dict(video.iterate_frames(tmp_path / "whole.ts", range(4)))
+    got = dict(video.iterate_frames(tmp_path / "cropped.ts", range(4), info))
+    assert sorted(got) == [0, 1, 2, 3]
+    assert all(np.abs(frame.astype(int) - whole[number][:92, left:]).max() <= 2 for number, frame in got.items())
 
 
 def test_a_size_that_changes_midway_loses_no_frame(tmp_path):
