@@ -83,6 +83,6 @@ def test_the_page_opens_in_a_browser_without_errors(small_sample, tmp_path):
     video = small_sample / read_metadata(small_sample).file[0]
     page = write_page(predict_video(video, models, 3), models, tmp_path / "page.html")
     command = [CHROMIUM, "--headless", "--no-sandbox", "--disable-gpu", "--enable-logging=stderr", "--v=0"]
-    result = subprocess.run([*command, "--dump-dom", page.as_uri()], capture_output=True, text=True, timeout=60)
+    result = subprocess.run([*command, "--dump-dom", page.as_uri()], capture_output=True, text=True, timeout=600)
     assert "p_fake" in result.stdout
     assert "CONSOLE" not in result.stderr

@@ -189,7 +189,7 @@ def test_a_browser_opens_the_page_without_errors_or_requests(site, tmp_path, nam
     command = [CHROMIUM, *options.split(), "--disable-component-update", "--disable-sync", "--enable-logging=stderr"]
     command += [f"--user-data-dir={tmp_path / 'profile'}", f"--log-net-log={log}", "--virtual-time-budget=5000"]
     result = subprocess.run(
-        [*command, "--dump-dom", (site / name).as_uri()], capture_output=True, text=True, timeout=120
+        [*command, "--dump-dom", (site / name).as_uri()], capture_output=True, text=True, timeout=600
     )
     assert "<h1>" in result.stdout
     # "[PST]:" begins the theme's own notes
@@ -206,6 +206,7 @@ def test_every_page_fits_a_phone_and_loads_all_it_needs(pages):
     with sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
         tab = browser.new_page(viewport={"width": 360, "height": 740})
+        tab.set_default_timeout(600_000)  # milliseconds: only what never comes fails
         tab.on("console", lambda m: wrong.append((tab.url, m.text)) if m.type in ("error", "warning") else None)
         tab.on("pageerror", lambda error: wrong.append((tab.url, str(error))))
         tab.on("requestfailed", lambda request: wrong.append((tab.url, f"missing: {request.url}")))
