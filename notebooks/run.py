@@ -204,6 +204,7 @@ def run_notebook(notebook: Path, values: dict, executed: Path, folders: tuple[Pa
             stdout_file=sys.stdout,
             stderr_file=sys.stderr,
             kernel_manager_class=QuietKernel,
+            start_timeout=600,  # seconds: a busy machine starts a kernel slowly
         )
     except DeadKernelError as error:  # killed, most often for memory
         lost = f"{notebook.name}: the kernel died: {error}\nhalf-executed copy: {executed}"

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import av
 import pytest
-from hypothesis import settings
+from hypothesis import HealthCheck, settings
 
 from dfdc_lib.config import PreprocessConfig
 from dfdc_lib.paths import WorkFolder
@@ -21,7 +21,7 @@ ROOT = Path(__file__).resolve().parent.parent
 # Torch, imported later, computes by one thread here and in what tests start: on a busy machine the threads of a small
 # network wait for each other, and take ten times as long.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
-settings.register_profile("busy", deadline=None)  # two busy cores are slow now and then
+settings.register_profile("busy", deadline=None, suppress_health_check=[HealthCheck.too_slow])  # busy cores are slow
 settings.load_profile("busy")
 
 

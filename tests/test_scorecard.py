@@ -115,7 +115,7 @@ def write_report(data: Path, work: WorkFolder, tmp_path: Path) -> pd.DataFrame:
     values = {"DATA": str(data), "WORK": str(work.root)}
     executed = tmp_path / "executed.ipynb"
     papermill.execute_notebook(
-        NOTEBOOK, executed, values, cwd=NOTEBOOK.parent, kernel_name="python3", progress_bar=False
+        NOTEBOOK, executed, values, cwd=NOTEBOOK.parent, kernel_name="python3", progress_bar=False, start_timeout=600
     )
     assert (work.root / "report" / "data_card.md").exists()
     return pd.read_csv(work.root / "report" / "scorecard.csv").set_index("topic")
