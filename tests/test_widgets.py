@@ -100,9 +100,8 @@ def page(lab):
 
 def run_all(page: Page, lab: str, name: str) -> None:
     address = f"{lab}/tree/notebooks/{name}.ipynb?reset"
-    page.goto(
-        address, wait_until="commit"
-    )  # JupyterLab goes on to another address, at times before this one has loaded
+    # JupyterLab goes on to another address, at times before this one has loaded.
+    page.goto(address, wait_until="commit")
     page.locator(".jp-Notebook .jp-Cell").first.wait_for()
     page.get_by_text("| Idle").first.wait_for()  # before that, JupyterLab would ask which kernel is meant
     page.locator(".lm-MenuBar-itemLabel", has_text="Run").first.click()
