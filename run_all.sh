@@ -8,7 +8,7 @@ root=$PWD
 usage() {
   cat <<'TEXT'
 usage: ./run_all.sh [options]              run the notebooks in order and build the site
-       ./run_all.sh --test [pytest args]   run the tests (all of them; -m "not slow" for the fast ones)
+       ./run_all.sh --test [pytest args]   run the tests (all of them, two at a time; -m "not slow" for the fast ones)
        ./run_all.sh --lab                  open JupyterLab on notebook 00, in the right environment
 
 options
@@ -66,7 +66,7 @@ case "${1:-}" in
     ;;
   --test)
     ensure_environment
-    exec .venv/bin/python -m pytest "${@:2}"
+    exec .venv/bin/python -m pytest --numprocesses 2 --dist worksteal "${@:2}"
     ;;
   --lab)
     ensure_environment
