@@ -336,7 +336,7 @@ KILLED_RUNS = """
 import os, random, signal, sys
 from dataclasses import replace
 from pathlib import Path
-import torch
+import accelerate, timm, torch  # here, once for all children
 from dfdc_lib.config import DEMO_TRAINING
 from dfdc_lib.paths import WorkFolder
 from dfdc_lib.train import train
