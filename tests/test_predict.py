@@ -151,6 +151,7 @@ ZOO = {
 }  # fmt: skip
 
 
+@pytest.mark.slow
 def test_one_run_over_every_kind_of_video(zoo, models, tmp_path, capsys):
     """Each its right status, a score for those with a face, and exit code and summary that agree."""
     save_checkpoint(tmp_path / "m.pt", models[0])

@@ -127,6 +127,7 @@ def test_what_can_not_be_made_ahead_is_made_when_its_turn_comes(small_sample, sm
     assert files_of(work) == files_of(small_work)
 
 
+@pytest.mark.slow
 def test_processes_make_the_same_artifacts(small_sample, small_work, tmp_path):
     work = WorkFolder(tmp_path / "parallel")
     preprocess(small_sample, work, EVERY_6, workers=2)

@@ -157,6 +157,7 @@ def test_overwrite_replaces_a_run_whose_checkpoint_is_damaged(work_copy):
     assert train(work_copy, SHORT, "damaged", overwrite=True).finished
 
 
+@pytest.mark.slow
 def test_processes_that_read_crops_change_no_number_and_are_not_forked(small_work, monkeypatch):
     def refuse():
         raise AssertionError("a process with many threads was forked")
