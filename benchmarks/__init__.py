@@ -1,1 +1,1 @@
-"""Speed, measured against named peers: each measure is a ratio from one run, its repetitions alternating."""
+"""Speed against named peers: each measure is a ratio from one run, its rivals taking turns."""

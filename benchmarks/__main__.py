@@ -1,11 +1,12 @@
 """Measure against named peers, write the tables and draw the plot that the site shows.
 
-    python -m benchmarks all                       everything below but train_step (about 15 minutes on two cores)
-    python -m benchmarks detect preprocess …       some of it: detect, preprocess, predict, growth, memory, crops
-    python -m benchmarks scale                     the bookkeeping of all 119,154 videos, simulated (about 15 minutes,
-                                                   3 GB of disk and 7 million names in it)
+    python -m benchmarks all                   all but train_step and scale (15 minutes, two cores)
+    python -m benchmarks detect preprocess …   some: detect, preprocess, predict, growth, memory, crops
+    python -m benchmarks scale                 the bookkeeping of all 119,154 videos, simulated
+                                               (20 minutes, 3 GB of disk, 7 million names in it)
 
-Each ratio comes from one run in which the rivals take turns. Run it on a machine with nothing else to do.
+Each ratio comes from one run in which the rivals take turns. Run it on a machine with nothing else
+to do.
 """
 
 import sys
@@ -14,17 +15,23 @@ from pathlib import Path
 
 import matplotlib.pyplot as plt
 import pandas as pd
+from matplotlib.axes import Axes
 
 from benchmarks import crops, detect, predict, preprocess, scale
 from benchmarks.measure import stamp
 
 HERE = Path(__file__).parent
-# What was aimed at on two cores without a GPU: how many times as fast as the peer, or the share of its time.
+# Aimed at on two cores without a GPU: how many times as fast as the peer, or the share of its time.
+# (benchmark, part of our name, part of the peer's)
 TARGETS = {
-    ("detect", "openvino", "facenet"): 3, ("detect", "torch", "facenet"): 2, ("detect", "", "networks"): 1 / 1.4,
-    ("preprocess", "", "upstream"): 15, ("preprocess", "", "decoding"): 1 / 2,
-    ("predict", "openvino bf16", "eager"): 6, ("predict", "openvino fp32", "eager"): 4,
-}  # fmt: skip
+    ("detect", "openvino", "facenet"): 3,
+    ("detect", "torch", "facenet"): 2,
+    ("detect", "", "networks"): 1 / 1.4,
+    ("preprocess", "", "upstream"): 15,
+    ("preprocess", "", "decoding"): 1 / 2,
+    ("predict", "openvino bf16", "eager"): 6,
+    ("predict", "openvino fp32", "eager"): 4,
+}
 
 
 def find_target(line: dict) -> float | None:
@@ -54,7 +61,8 @@ def write_table(name: str, measure: Callable[[], pd.DataFrame]) -> None:
     """Write benchmarks/<name>.csv."""
     table = measure().assign(**stamp(*preprocess.PACKAGES))
     table.to_csv(HERE / f"{name}.csv", index=False, float_format="%.4g")
-    print(table.drop(columns=["machine", "versions"]).iloc[:: max(len(table) // 8, 1)].to_string(), flush=True)
+    some = table.drop(columns=["machine", "versions"]).iloc[:: max(len(table) // 8, 1)]
+    print(some.to_string(), flush=True)
 
 
 def write_site_tables(folder: Path) -> None:
@@ -65,54 +73,67 @@ def write_site_tables(folder: Path) -> None:
     _write_site_table(ratios[bound], folder / "bounds.csv")
 
 
+TIMES = "{:.2f} ({:.2f} to {:.2f})"
+
+
 def _write_site_table(ratios: pd.DataFrame, path: Path) -> None:
-    table = pd.DataFrame(
+    lines = [
         {
-            "what": ratios.benchmark,
-            "ours": ratios.ours,
-            "against": ratios.peer,
-            "seconds": [
-                f"{ours:.2f} against {peer:.2f}" for ours, peer in zip(ratios.ours_s, ratios.peer_s, strict=True)
-            ],
-            "times as fast (range)": [
-                f"{ratio:.2f} ({low:.2f} to {high:.2f})"
-                for ratio, low, high in zip(ratios.ratio, ratios.ratio_low, ratios.ratio_high, strict=True)
-            ],
-            "times aimed at": ["" if pd.isna(target) else f"{target:.2g}" for target in ratios.target],
+            "what": line.benchmark,
+            "ours": line.ours,
+            "against": line.peer,
+            "seconds": f"{line.ours_s:.2f} against {line.peer_s:.2f}",
+            "times as fast (range)": TIMES.format(line.ratio, line.ratio_low, line.ratio_high),
+            "times aimed at": "" if pd.isna(line.target) else f"{line.target:.2g}",
         }
-    )
-    table.to_csv(path, index=False)
+        for line in ratios.itertuples()
+    ]
+    pd.DataFrame(lines).to_csv(path, index=False)
 
 
 def draw(path: Path) -> None:
     """How many times faster than each peer, and how the time grows."""
+    fig, (left, right) = plt.subplots(
+        2, 1, figsize=(7.1, 8), height_ratios=(3, 2), layout="constrained"
+    )
+    draw_ratios(left)
+    draw_growth(right)
+    fig.savefig(path, dpi=150)
+
+
+def draw_ratios(axis: Axes) -> None:
+    """ratios.csv: each ratio with its range and its target."""
     ratios = pd.read_csv(HERE / "ratios.csv")
     ratios = ratios[~ratios.peer.str.contains("alone")].iloc[::-1]
-    fig, (left, right) = plt.subplots(2, 1, figsize=(7.1, 8), height_ratios=(3, 2), layout="constrained")
     place = range(len(ratios))
     spread = [ratios.ratio - ratios.ratio_low, ratios.ratio_high - ratios.ratio]
-    left.errorbar(ratios.ratio, place, xerr=spread, fmt="ko", lw=1, capsize=3, label="measured, with range")
-    left.plot(ratios.target, place, "|", color="#777777", ms=18, mew=3, label="aimed at", zorder=0)
-    names = [f"{benchmark}: {ours}\nagainst {peer}" for benchmark, ours, peer in zip(
-        ratios.benchmark, ratios.ours, ratios.peer, strict=True)]  # fmt: skip
-    left.set_yticks(place, names, fontsize=9)
-    left.axvline(1, color="black", lw=0.8, ls=":")
-    left.set(xscale="log", xlabel="times as fast as the peer (dotted: as fast)")
-    left.set_xticks([1, 2, 5, 10, 20, 40], ["1", "2", "5", "10", "20", "40"])
-    left.minorticks_off()
-    left.legend(frameon=False, loc="lower right", fontsize=9)
+    style = {"fmt": "ko", "lw": 1, "capsize": 3, "label": "measured, with range"}
+    axis.errorbar(ratios.ratio, place, xerr=spread, **style)
+    axis.plot(ratios.target, place, "|", color="#777777", ms=18, mew=3, label="aimed at", zorder=0)
+    names = ratios.benchmark + ": " + ratios.ours + "\nagainst " + ratios.peer
+    axis.set_yticks(place, names, fontsize=9)
+    axis.axvline(1, color="black", lw=0.8, ls=":")
+    axis.set(xscale="log", xlabel="times as fast as the peer (dotted: as fast)")
+    axis.set_xticks([1, 2, 5, 10, 20, 40], ["1", "2", "5", "10", "20", "40"])
+    axis.minorticks_off()
+    axis.legend(frameon=False, loc="lower right", fontsize=9)
+
+
+def draw_growth(axis: Axes) -> None:
+    """growth.csv: seconds against how many times as many videos, or frames."""
     growth = pd.read_csv(HERE / "growth.csv")
     styles = ({"marker": "o", "color": "black"}, {"marker": "s", "color": "#777777", "ls": "--"})
     for (kind, table), style in zip(growth.groupby("grows"), styles, strict=True):
-        right.plot(table.times, table.seconds, label=f"more {kind}", **style)
+        axis.plot(table.times, table.seconds, label=f"more {kind}", **style)
     first = growth.seconds[growth.times == 1].mean()
-    right.plot([1, 8], [first, 8 * first], color="black", lw=0.8, ls=":", label="in proportion", zorder=3)
-    right.set(xscale="log", yscale="log", xlabel="times as many (1: one 720p video of 75 frames)", ylabel="seconds")
-    right.set_xticks([1, 2, 4, 8], ["1", "2", "4", "8"])
-    right.set_yticks([0.2, 0.5, 1, 2, 4], ["0.2", "0.5", "1", "2", "4"])
-    right.minorticks_off()
-    right.legend(frameon=False, fontsize=9)
-    fig.savefig(path, dpi=150)
+    style = {"color": "black", "lw": 0.8, "ls": ":", "label": "in proportion", "zorder": 3}
+    axis.plot([1, 8], [first, 8 * first], **style)
+    axis.set(xscale="log", yscale="log", ylabel="seconds")
+    axis.set_xlabel("times as many (1: one 720p video of 75 frames)")
+    axis.set_xticks([1, 2, 4, 8], ["1", "2", "4", "8"])
+    axis.set_yticks([0.2, 0.5, 1, 2, 4], ["0.2", "0.5", "1", "2", "4"])
+    axis.minorticks_off()
+    axis.legend(frameon=False, fontsize=9)
 
 
 def main(names: list[str]) -> int:

@@ -1,22 +1,23 @@
-"""What the benchmarks look at: a 1080p clip of 10 seconds, filmed once with the sample's camera and kept."""
+"""What the benchmarks look at: a 1080p clip of 10 seconds, filmed once as the sample is."""
 
 from pathlib import Path
 
 import numpy as np
 
 from dfdc_lib.faces import resize_for_detection
-from dfdc_lib.paths import appear_whole, write_json
-from dfdc_lib.sample import Shot, film
-from dfdc_lib.video import iterate_frames, write_video
+from dfdc_lib.rehearsal.film import write_video
+from dfdc_lib.rehearsal.sample import Shot, film
+from dfdc_lib.store import appear_whole, write_json
+from dfdc_lib.video import iterate_frames
 
 FOLDER = Path(__file__).parent.parent / "data" / "benchmark"
 
 
 def make_clip(n_frames: int = 300, width: int = 1920, height: int = 1080) -> Path:
-    """A filmed clip of about DFDC's size and rate: synthetic, one person. Made on the first call (half a minute)."""
+    """A synthetic clip of one person, of DFDC's size and rate; the first call takes half a minute."""
     path = FOLDER / f"{width}x{height}_{n_frames}.mp4"
     if not path.exists():
-        shot = Shot(seed=1, identities=("hopper",), width=width, height=height, n_frames=n_frames, crf=23)
+        shot = Shot(1, ("hopper",), width, height, n_frames, crf=23)
         with appear_whole(path) as temporary:
             write_video(temporary, (frame for frame, _ in film(shot)), crf=shot.crf)
     return path
@@ -29,10 +30,12 @@ def make_data(folder: Path, clip: Path, n_videos: int = 1) -> Path:
     names = [f"video{number:04d}.mp4" for number in range(n_videos)]
     for name in names:
         (part / name).symlink_to(clip)
-    write_json(part / "metadata.json", {name: {"label": "REAL", "split": "train", "original": None} for name in names})
+    entry = {"label": "REAL", "split": "train", "original": None}
+    write_json(part / "metadata.json", dict.fromkeys(names, entry))
     return part.parent
 
 
 def detector_frames(clip: Path, every: int = 10) -> list[np.ndarray]:
     """Every n-th frame at the size at which faces are looked for."""
-    return [resize_for_detection(frame) for _, frame in iterate_frames(clip, range(0, 10_000, every))]
+    frames = iterate_frames(clip, range(0, 10_000, every))
+    return [resize_for_detection(frame) for _, frame in frames]

@@ -1,4 +1,4 @@
-"""The loader: how fast one core decodes and augments crops, beside what each encoder's training step takes."""
+"""The loader: how fast a core decodes and augments crops, beside what a training step takes."""
 
 import tempfile
 from pathlib import Path
@@ -10,24 +10,28 @@ import torch
 
 from benchmarks.measure import alternate, stamp
 from dfdc_lib.augment import train_transforms
-from dfdc_lib.manipulate import FACE, self_blend
-from dfdc_lib.paths import read_png, write_png
+from dfdc_lib.blending import FACE, self_blend
+from dfdc_lib.store import read_png, write_png
 
 HERE = Path(__file__).parent
 CROP_SIZE = 400  # pixels: about what a face of a 1080p DFDC video gives
 
 
 def time_loader(repetitions: int, folder: Path) -> dict[str, float]:
-    """Milliseconds for one picture on one core: decoding its PNG, blending it with itself, augmenting it."""
-    portrait = skimage.data.astronaut()[:CROP_SIZE, :CROP_SIZE]
-    noise = np.random.default_rng(0).normal(0, 2, portrait.shape)  # a camera's: it is what makes PNGs slow
-    write_png(folder / "crop.png", np.clip(portrait + noise, 0, 255).astype(np.uint8))
-    crop = read_png(folder / "crop.png")
-    many, rivals = range(100), {"decode": lambda: [read_png(folder / "crop.png") for _ in many]}
+    """Milliseconds for one picture on one core: to decode, to blend with itself, to augment it."""
+    portrait, path = skimage.data.astronaut()[:CROP_SIZE, :CROP_SIZE], folder / "crop.png"
+    # A camera's noise is what makes PNGs slow.
+    noisy = portrait + np.random.default_rng(0).normal(0, 2, portrait.shape)
+    write_png(path, np.clip(noisy, 0, 255).astype(np.uint8))
+    crop, many = read_png(path), range(100)
+    rivals = {"decode": lambda: [read_png(path) for _ in many]}
     for size in (300, 380):
         transform = train_transforms(size, seed=0)
-        rivals[f"augment_{size}"] = lambda transform=transform: [transform(image=crop) for _ in many]
-    rng, landmarks = np.random.default_rng(0), CROP_SIZE * (0.5 + 0.3 * (FACE - FACE.mean(axis=0)))  # fills the crop
+        rivals[f"augment_{size}"] = lambda use=transform: [use(image=crop) for _ in many]
+    landmarks = CROP_SIZE * (
+        0.5 + 0.3 * (FACE - FACE.mean(axis=0))
+    )  # of a face that fills the crop
+    rng = np.random.default_rng(0)
     rivals["self_blend"] = lambda: [self_blend(crop, landmarks, rng) for _ in many]
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
@@ -37,16 +41,14 @@ def time_loader(repetitions: int, folder: Path) -> dict[str, float]:
 
 
 def run(repetitions: int = 3) -> None:
-    """Write loader.csv: pictures a second and core, beside the pictures a second of train_step.csv."""
+    """Write loader.csv: pictures a second and core, beside those of train_step.csv."""
     with tempfile.TemporaryDirectory() as folder:
         loader = time_loader(repetitions, Path(folder))
     table = pd.read_csv(HERE / "train_step.csv")
-    appetite = table.assign(
-        model_pictures_per_s=table.batch / table.ours_s,
-        loader_pictures_per_s_and_core=[
-            1000 / (loader["decode_ms"] + loader[f"augment_{s}_ms"]) for s in table["size"]
-        ],
-    )
-    columns = ["encoder", "ours", "model_pictures_per_s", "loader_pictures_per_s_and_core", "machine", "date"]
-    loader |= {f"loader_{name}": stamp()[name] for name in ("machine", "date")}  # the steps may be of another day
-    appetite[columns].assign(**loader).to_csv(HERE / "loader.csv", index=False, float_format="%.4g")
+    columns = table[["encoder", "ours"]].assign(model_pictures_per_s=table.batch / table.ours_s)
+    spent = [loader["decode_ms"] + loader[f"augment_{size}_ms"] for size in table["size"]]
+    columns["loader_pictures_per_s_and_core"] = 1000 / np.array(spent)
+    columns = columns.join(table[["machine", "date"]]).assign(**loader)
+    for name in ("machine", "date"):  # the steps may be of another day
+        columns[f"loader_{name}"] = stamp()[name]
+    columns.to_csv(HERE / "loader.csv", index=False, float_format="%.4g")

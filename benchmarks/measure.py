@@ -1,4 +1,4 @@
-"""What every benchmark shares: repetitions that alternate between the rivals, and a table that names the machine."""
+"""What every benchmark shares: rivals that take turns, and a table that names the machine."""
 
 import datetime
 import importlib.metadata
@@ -20,9 +20,10 @@ def wait() -> None:
 
 
 def alternate(rivals: dict[str, Callable[[], object]], repetitions: int) -> pd.DataFrame:
-    """Seconds of each rival: columns are the rivals, rows the repetitions. One round before is not counted.
+    """Seconds of each rival: columns are the rivals, rows the repetitions.
 
-    The rivals take turns, so that what slows the machine down for a while slows all of them.
+    The rivals take turns, so that what slows the machine down for a while slows all of them. One
+    round before is not counted.
     """
     seconds = []
     for _ in range(repetitions + 1):
@@ -38,7 +39,7 @@ def alternate(rivals: dict[str, Callable[[], object]], repetitions: int) -> pd.D
 
 
 def compare(seconds: pd.DataFrame, ours: str, peer: str) -> dict[str, float]:
-    """Medians, and how many times faster `ours` is: the median of the rounds' ratios, with their range."""
+    """Medians, and how many times faster `ours` is: the rounds' median ratio, with their range."""
     ratios = seconds[peer] / seconds[ours]
     return {
         "ours_s": seconds[ours].median(),
@@ -51,7 +52,9 @@ def compare(seconds: pd.DataFrame, ours: str, peer: str) -> dict[str, float]:
 
 def stamp(*packages: str) -> dict[str, str]:
     """The machine, the date and the versions, for each line of a table."""
-    device = torch.cuda.get_device_name() if torch.cuda.is_available() else f"{_processor()}, {os.cpu_count()} cores"
+    device = f"{_processor()}, {os.cpu_count()} cores"
+    if torch.cuda.is_available():
+        device = torch.cuda.get_device_name()
     versions = " ".join(f"{name} {_version(name)}" for name in ("torch", *packages))
     return {"machine": device, "date": datetime.date.today().isoformat(), "versions": versions}
 

@@ -1,4 +1,4 @@
-"""Preprocessing an original: one pass against upstream's procedure, against decoding alone; its growth and memory."""
+"""Preprocessing an original: one pass against upstream's two scripts, and against decoding alone."""
 
 import json
 import subprocess
@@ -14,9 +14,10 @@ from facenet_pytorch import MTCNN
 
 from benchmarks.clips import make_clip, make_data
 from benchmarks.measure import alternate, compare
-from dfdc_lib.config import TRAIN_THRESHOLDS, PreprocessConfig
-from dfdc_lib.paths import WorkFolder
-from dfdc_lib.preprocess import preprocess
+from dfdc_lib.config import TRAIN_THRESHOLDS
+from dfdc_lib.jobs import use_cores
+from dfdc_lib.ops.pipeline import preprocess
+from dfdc_lib.store import WorkFolder
 
 PACKAGES = ("facenet-pytorch", "openvino", "numba", "opencv-python-headless")
 STAGES = ("detect", "crop")
@@ -25,14 +26,15 @@ STAGES = ("detect", "crop")
 def run(repetitions: int = 3) -> list[dict]:
     """Seconds for a 1080p video of 300 frames in one process."""
     clip = make_clip()
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    peer = MTCNN(keep_all=True, thresholds=list(TRAIN_THRESHOLDS), device=device)
     with tempfile.TemporaryDirectory() as folder:
         root = Path(folder)
-        device = "cuda" if torch.cuda.is_available() else "cpu"
-        data, peer = make_data(root, clip), MTCNN(keep_all=True, thresholds=list(TRAIN_THRESHOLDS), device=device)
+        data = make_data(root, clip)
         rivals = {
-            "one pass": lambda: preprocess(data, fresh(root), PreprocessConfig(), stages=STAGES),
+            "one pass": lambda: preprocess(data, fresh(root), stages=STAGES),
             "decoding alone": lambda: decode(clip),
-            "upstream's procedure": lambda: follow_upstream(clip, Path(tempfile.mkdtemp(dir=root)), peer),
+            "upstream's procedure": lambda: follow_upstream(clip, fresh(root).root, peer),
         }
         seconds = alternate(rivals, repetitions)
         seconds["two workers"] = time_workers(root, clip, repetitions)
@@ -44,13 +46,16 @@ def run(repetitions: int = 3) -> list[dict]:
     ]
 
 
-def time_workers(root: Path, clip: Path, repetitions: int, n_few: int = 4, n_many: int = 16) -> list[float]:
-    """Seconds a video by two workers, once they run: what `n_many` videos take longer than `n_few`, by their number."""
-    few, many = (make_data(root, clip, count) for count in (n_few, n_many))
-    rivals = {
-        name: lambda data=data: preprocess(data, fresh(root), PreprocessConfig(), workers=2, stages=STAGES)
-        for name, data in (("few", few), ("many", many))
-    }
+def time_workers(
+    root: Path, clip: Path, repetitions: int, n_few: int = 4, n_many: int = 16
+) -> list[float]:
+    """Seconds a video by two workers, once they run: what more videos take, by their number."""
+    data = {count: make_data(root, clip, count) for count in (n_few, n_many)}
+
+    def run_over(count: int) -> None:
+        preprocess(data[count], fresh(root), workers=2, stages=STAGES)
+
+    rivals = {"few": lambda: run_over(n_few), "many": lambda: run_over(n_many)}
     seconds = alternate(rivals, repetitions)
     return ((seconds.many - seconds.few) / (n_many - n_few)).tolist()
 
@@ -60,7 +65,7 @@ def fresh(root: Path) -> WorkFolder:
 
 
 def decode(clip: Path) -> None:
-    """What no procedure can do without: every frame decoded in one thread, every tenth made a picture."""
+    """What all must do: decode every frame in one thread, make every tenth a picture."""
     capture, number = cv2.VideoCapture(str(clip), cv2.CAP_FFMPEG, [cv2.CAP_PROP_N_THREADS, 1]), 0
     while capture.grab():
         if number % 10 == 0:
@@ -69,7 +74,7 @@ def decode(clip: Path) -> None:
 
 
 def follow_upstream(clip: Path, out: Path, peer: MTCNN, batch: int = 32) -> None:
-    """Upstream's two scripts: every frame held in memory, halved and searched; then decoded again and cropped."""
+    """Upstream's two scripts: hold all frames, halve and search them; decode again and crop."""
     capture, frames = cv2.VideoCapture(str(clip)), []
     while (read := capture.read())[0]:
         frames.append(cv2.cvtColor(read[1], cv2.COLOR_BGR2RGB))
@@ -84,20 +89,24 @@ def follow_upstream(clip: Path, out: Path, peer: MTCNN, batch: int = 32) -> None
         _, frame = capture.read()
         for face, (x0, y0, x1, y1) in enumerate(found[number] or () if number % 10 == 0 else ()):
             pad_x, pad_y = (int(x1) - int(x0)) // 3, (int(y1) - int(y0)) // 3
-            crop = frame[max(int(y0) - pad_y, 0) : int(y1) + pad_y, max(int(x0) - pad_x, 0) : int(x1) + pad_x]
+            crop = frame[
+                max(int(y0) - pad_y, 0) : int(y1) + pad_y, max(int(x0) - pad_x, 0) : int(x1) + pad_x
+            ]
             cv2.imwrite(str(out / f"{number}_{face}.png"), crop)
 
 
 def measure_growth(repetitions: int = 3) -> pd.DataFrame:
-    """Seconds for 1, 2, 4 and 8 times as many videos, and as many frames: one line a size and repetition."""
+    """Seconds for 1, 2, 4 and 8 times as many videos, and as many frames: one line a size."""
     with tempfile.TemporaryDirectory() as folder:
-        root, config, rivals = Path(folder), PreprocessConfig(), {}
-        short = make_clip(75, 1280, 720)
+        root, data = Path(folder), {}
         for times in (1, 2, 4, 8):
-            videos = make_data(root, short, times)
-            frames = make_data(root / f"long_{times}", make_clip(75 * times, 1280, 720))
-            for kind, data in (("videos", videos), ("frames", frames)):
-                rivals[f"{kind} {times}"] = lambda data=data: preprocess(data, fresh(root), config, stages=STAGES)
+            data[f"videos {times}"] = make_data(root, make_clip(75, 1280, 720), times)
+            long = make_clip(75 * times, 1280, 720)
+            data[f"frames {times}"] = make_data(root / f"long_{times}", long)
+        rivals = {
+            name: lambda some=some: preprocess(some, fresh(root), stages=STAGES)
+            for name, some in data.items()
+        }
         seconds = alternate(rivals, repetitions).median()
     lines = [(*name.split(), value) for name, value in seconds.items()]
     table = pd.DataFrame(lines, columns=["grows", "times", "seconds"]).astype({"times": int})
@@ -105,29 +114,30 @@ def measure_growth(repetitions: int = 3) -> pd.DataFrame:
 
 
 def measure_memory(n_videos: int = 100) -> pd.DataFrame:
-    """Peak memory of a worker over many 1080p videos, in a process of its own: one line after each video."""
+    """Memory of a process after each of many 1080p videos: one line a video."""
     with tempfile.TemporaryDirectory() as folder:
         data = make_data(Path(folder), make_clip(40), n_videos)
-        command = [sys.executable, "-W", "ignore", "-m", "benchmarks.preprocess", str(data), str(Path(folder) / "work")]
-        lines = subprocess.run(command, check=True, capture_output=True, text=True).stdout.split("\n")
-    return pd.DataFrame([json.loads(line) for line in lines if line.startswith("{")])
+        command = [sys.executable, "-W", "ignore", "-m", "benchmarks.preprocess"]
+        command += [str(data), str(Path(folder) / "work")]
+        told = subprocess.run(command, check=True, capture_output=True, text=True).stdout
+    return pd.DataFrame([json.loads(line) for line in told.split("\n") if line.startswith("{")])
 
 
 def report_memory(data: Path, work: Path) -> None:
-    """Be a worker; after each video print its memory in MB: all that is resident, and what it wrote itself.
+    """Preprocess by one core; after each video print the memory in MB, resident and its own.
 
     The difference is mostly the code of libraries, which every worker of a machine shares.
     """
-    from dfdc_lib.tasks import use_cores
 
     def tell(done: int, total: int) -> None:
-        lines = (line.split(":") for line in Path("/proc/self/smaps_rollup").read_text().split("\n")[1:-1])
-        megabytes = {name: int(value.split()[0]) / 1024 for name, value in lines}
-        told = {"videos": done, "resident_mb": megabytes["Rss"], "own_mb": megabytes["Private_Dirty"]}
-        print(json.dumps(told), flush=True)
+        told = Path("/proc/self/smaps_rollup").read_text().split("\n")[1:-1]
+        pairs = (line.split(":") for line in told)
+        megabytes = {name: int(value.split()[0]) / 1024 for name, value in pairs}
+        memory = {"resident_mb": megabytes["Rss"], "own_mb": megabytes["Private_Dirty"]}
+        print(json.dumps({"videos": done} | memory), flush=True)
 
     use_cores(1)
-    preprocess(data, WorkFolder(work), PreprocessConfig(), stages=STAGES, progress=tell)
+    preprocess(data, WorkFolder(work), stages=STAGES, progress=tell)
 
 
 if __name__ == "__main__":

@@ -2,32 +2,35 @@
 
     python -m benchmarks.train_step [--encoders b3,b5] [--batch 16] [--repetitions 3]
 
-The peer: the same network and optimizer in the default memory layout (NCHW), fp16 autocast on a GPU and fp32 on a CPU,
-the loss read after each step. Ours: `train.Trainer.take_step`, channels last; on a CPU once in fp32 and once in bf16.
-Writes benchmarks/train_step.csv (about 6 minutes on two CPU cores).
+The peer: the same network and optimizer in the default memory layout (NCHW), fp16 autocast on a GPU
+and fp32 on a CPU, the loss read after each step. Ours: the loop of `train.Trainer.fit`, channels
+last; on a CPU once in fp32 and once in bf16. Writes benchmarks/train_step.csv (about 6 minutes on
+two CPU cores).
 """
 
 import argparse
 import gc
 import tempfile
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
 import pandas as pd
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from benchmarks.measure import alternate, compare, stamp
-from dfdc_lib.config import ENCODERS, TrainConfig
+from dfdc_lib.config import ENCODERS, PreprocessConfig, TrainConfig
 from dfdc_lib.model import DeepfakeClassifier
-from dfdc_lib.paths import WorkFolder, write_json
-from dfdc_lib.train import Trainer, balanced_loss, make_accelerator, make_optimizer
+from dfdc_lib.store import WorkFolder, write_json
+from dfdc_lib.train import Trainer, balanced_loss, make_optimizer
 
 HERE = Path(__file__).parent
+NO_ROWS = pd.DataFrame()
 
 
 class PlainLoop:
-    """Upstream's step, plainly: NCHW, autocast to fp16 with a scaler on a GPU, the loss read each time."""
+    """Upstream's step, plainly: NCHW, fp16 with a scaler on a GPU, the loss read each time."""
 
     def __init__(self, config: TrainConfig):
         self.device = "cuda" if torch.cuda.is_available() else "cpu"
@@ -36,7 +39,7 @@ class PlainLoop:
         self.scaler = torch.amp.GradScaler(self.device, enabled=self.device == "cuda")
         self.smoothing = config.smoothing
 
-    def take_step(self, pictures: torch.Tensor, labels: torch.Tensor) -> float:
+    def take_step(self, pictures: Tensor, labels: Tensor) -> float:
         pictures, labels = pictures.to(self.device), labels.to(self.device)
         self.optimizer.zero_grad()
         with torch.autocast(self.device, torch.float16, enabled=self.device == "cuda"):
@@ -51,49 +54,69 @@ class PlainLoop:
         return loss.item()
 
 
-def make_trainer(config: TrainConfig, folder: Path) -> Trainer:
-    """Our trainer, without data."""
+class OurLoop(Trainer):
+    """Our loop over one batch, which lies in memory: no step of it validates or saves."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self.given = make_batch(self.config)
+
+    def load_batches(self, rows: pd.DataFrame) -> Iterator[tuple[Tensor, Tensor, int]]:
+        pictures, labels = self.given
+        pictures = pictures.to(self.device, memory_format=torch.channels_last)
+        yield pictures, labels.to(self.device), 0
+
+    def take_step(self) -> None:
+        self.fit(NO_ROWS, NO_ROWS, [], lambda *_: None)
+
+
+def make_batch(config: TrainConfig) -> tuple[Tensor, Tensor]:
+    """Noise, and labels of both kinds."""
+    side = config.input_size
+    return torch.randn(config.batch, 3, side, side), torch.arange(config.batch) % 2.0
+
+
+def make_loop(config: TrainConfig, folder: Path) -> OurLoop:
+    """Our loop, in a work folder without crops."""
     work = WorkFolder(folder)
-    write_json(work.source, {"trained_on": "nothing", "margin": 0.2})
-    trainer = Trainer(work, config, folder, make_accelerator(config.precision), {}, pretrained=False)
-    trainer.model.train()
-    return trainer
+    settings = PreprocessConfig().to_json()
+    write_json(work.recipe, {"data": "nothing", "settings": settings, "versions": {}})
+    work.folds.touch()
+    return OurLoop(work, config, "benchmark", save_every=config.steps)
 
 
 def time_steps(encoder: str, batch: int, repetitions: int, folder: Path) -> list[dict]:
-    """One line for each precision of ours: seconds a step of ours and of the peer, their ratio, memory on a GPU."""
-    cuda = torch.cuda.is_available()
+    """One line for each precision of ours: seconds a step, of the peer too, and their ratio."""
     config = TrainConfig(encoder=encoder, batch=batch)
-    pictures, labels = torch.randn(batch, 3, config.input_size, config.input_size), torch.arange(batch) % 2
-    rivals, peer = {}, PlainLoop(config)
-    rivals["peer"] = lambda: peer.take_step(pictures, labels.float())
-    for precision in ("fp16", "bf16") if cuda else ("no", "bf16"):
-        trainer = make_trainer(replace(config, precision=precision), folder)
-        rivals[precision] = lambda trainer=trainer: trainer.take_step(pictures, labels.float(), 0)
-    seconds = alternate(rivals, repetitions)
-    lines = []
+    given, peer = make_batch(config), PlainLoop(config)
+    rivals = {"peer": lambda: peer.take_step(*given)}
+    for precision in ("fp16", "bf16") if torch.cuda.is_available() else ("no", "bf16"):
+        rivals[precision] = make_loop(replace(config, precision=precision), folder).take_step
+    seconds, lines = alternate(rivals, repetitions), []
     for precision in list(rivals)[1:]:
-        line = {"encoder": encoder, "size": config.input_size, "batch": batch, "ours": precision.replace("no", "fp32")}
+        line = {"encoder": encoder, "size": config.input_size, "batch": batch}
+        line["ours"] = precision.replace("no", "fp32")
         lines.append(line | compare(seconds, precision, "peer"))
         print(lines[-1], flush=True)
     return lines
 
 
-def peak_memory(encoder: str, batch: int, precision: str, folder: Path) -> float:
+def peak_gpu_memory(encoder: str, batch: int, precision: str, folder: Path) -> float:
     """GB of GPU memory that a step of ours takes at most."""
-    config = TrainConfig(encoder=encoder, batch=batch, precision=precision)
-    gc.collect()  # an earlier trainer may survive in a cycle of references
+    gc.collect()  # an earlier loop may survive in a cycle of references
     torch.cuda.empty_cache()
-    trainer = make_trainer(config, folder)
+    loop = make_loop(TrainConfig(encoder=encoder, batch=batch, precision=precision), folder)
     torch.cuda.reset_peak_memory_stats()
     for _ in range(3):
-        trainer.take_step(torch.randn(batch, 3, config.input_size, config.input_size), torch.arange(batch) % 2.0, 0)
+        loop.take_step()
     return torch.cuda.max_memory_allocated() / 1e9
 
 
 def main() -> None:
     """Measure, and write the table."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--encoders", default="b3,b4,b5,b6,b7")
     parser.add_argument("--batch", type=int, help="default: the slides' on a GPU, 2 on a CPU")
     parser.add_argument("--repetitions", type=int, default=3)
@@ -104,7 +127,7 @@ def main() -> None:
             batch = args.batch or (ENCODERS[encoder].batch if cuda else 2)
             lines += time_steps(encoder, batch, args.repetitions, Path(folder))
             if cuda:
-                lines[-1]["peak_gb"] = peak_memory(encoder, batch, "bf16", Path(folder))
+                lines[-1]["peak_gb"] = peak_gpu_memory(encoder, batch, "bf16", Path(folder))
     table = pd.DataFrame(lines).assign(**stamp("timm", "accelerate"))
     table.to_csv(HERE / "train_step.csv", index=False, float_format="%.4g")
 

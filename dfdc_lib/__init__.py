@@ -1,7 +1,4 @@
-"""The 1st-place solution of the Deepfake Detection Challenge, one small module per step.
-
-No module is imported here, so that `import dfdc_lib.geometry` stays instant: import the one that you need.
-"""
+"""The 1st-place solution of the Deepfake Detection Challenge: import the module that you need."""
 
 import os
 

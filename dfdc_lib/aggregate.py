@@ -1,129 +1,97 @@
-"""From the scores of many faces to one number a video.
+"""From the scores of many faces to one number a video. Notebook 08 compares the strategies.
 
-Every strategy takes p_fake of one video, (n,), and returns a float; or of many videos at once, (videos, n) with NaN
-where a video has fewer scores, and returns (videos,). Notebook 08 compares them.
+A strategy takes p_fake of one video's faces, (n,) with n > 0, and returns a float.
 """
 
 from collections.abc import Callable
-from functools import wraps
+from math import ceil
 
 import numpy as np
 
-STRATEGIES: dict[str, Callable] = {}  # by name; filled below
 
-
-def _strategy(name: str) -> Callable:
-    """Register a strategy that is written for checked scores (videos, n), NaN where there are none."""
-
-    def register(join: Callable) -> Callable:
-        @wraps(join)
-        def run(p, **settings):
-            p = np.asarray(p, dtype=float)
-            rows = p if p.ndim == 2 else p.reshape(1, -1)
-            there = ~np.isnan(rows) if p.ndim == 2 else np.ones(rows.shape, bool)
-            if not there.any(axis=1).all():
-                raise ValueError("no scores: a video without faces has a status, not a score")
-            if not ((rows[there] >= 0) & (rows[there] <= 1)).all():
-                raise ValueError("scores must be probabilities in [0, 1]")
-            joined = np.clip(join(rows, **settings), 0, 1)  # a mean of ones may round to 1.0000000000000002
-            return joined if p.ndim == 2 else float(joined[0])
-
-        STRATEGIES[name] = run
-        return run
-
-    return register
-
-
-@_strategy("mean")
-def mean(p) -> float:
+def mean(p: np.ndarray) -> float:
     """The plain average of p_fake."""
-    return np.nanmean(p, axis=1)
+    return p.mean()
 
 
-@_strategy("confident")
-def confident_strategy(p, t: float = 0.8, divisor: float = 2.5, least: int = 11, share: float = 0.9) -> float:
-    """Trust the confident frames, if there are enough of them. p: p_fake of every face in every frame.
-
-    Source: the slides. If the count of p > t exceeds both n // 2.5 and 11: the mean of those. Else, if more than 90 %
-    of p lie below 0.2: the mean of those. Else: the mean of all. For one B5 this took the log loss from 0.25 to 0.22.
-    """
-    n = np.count_nonzero(~np.isnan(p), axis=1)
-    fakes, reals = p > t, p < 0.2
-    is_fake = (fakes.sum(axis=1) > n // divisor) & (fakes.sum(axis=1) > least)
-    is_real = ~is_fake & (reals.sum(axis=1) > share * n)
-    taken = np.where(is_fake[:, None], fakes, np.where(is_real[:, None], reals, ~np.isnan(p)))
-    return _mean_of(p, taken)
+def confident_strategy(p, t: float = 0.8) -> float:
+    """Trust the confident frames, if there are enough of them. Source: the slides."""
+    p = np.asarray(p, float)
+    sure_fakes, sure_reals = p[p > t], p[p < 0.2]
+    if len(sure_fakes) > len(p) // 2.5 and len(sure_fakes) > 11:
+        return sure_fakes.mean()
+    if len(sure_reals) > 0.9 * len(p):
+        return sure_reals.mean()
+    return p.mean()
 
 
-@_strategy("confident_2")
-def confident_strategy_2(p) -> float:
-    """Upstream's second variant, which it used elsewhere: t 0.87, a third of the scores, 60 % of reals."""
-    return confident_strategy.__wrapped__(p, t=0.87, divisor=3, least=0, share=0.6)
+def confident_strategy_2(p: np.ndarray) -> float:
+    """Upstream's second variant: t = 0.87, a third of the scores, 60 % of reals."""
+    sure_fakes, sure_reals = p[p > 0.87], p[p < 0.2]
+    if len(sure_fakes) > len(p) // 3:
+        return sure_fakes.mean()
+    if len(sure_reals) > 0.6 * len(p):
+        return sure_reals.mean()
+    return p.mean()
 
 
-@_strategy("median")
-def median(p) -> float:
+def median(p: np.ndarray) -> float:
     """The middle score."""
-    return np.nanmedian(p, axis=1)
+    return float(np.median(p))
 
 
-@_strategy("trimmed")
-def trimmed_mean(p, share: float = 0.1) -> float:
-    """The mean without the lowest and the highest `share` of the scores."""
-    p = np.sort(p, axis=1)  # NaN last
-    n = np.count_nonzero(~np.isnan(p), axis=1)[:, None]
-    cut, place = np.floor(share * n), np.arange(p.shape[1])
-    return _mean_of(p, (place >= cut) & (place < n - cut))
+def trimmed_mean(p: np.ndarray) -> float:
+    """The mean without the lowest and the highest tenth of the scores."""
+    cut = len(p) // 10
+    return np.sort(p)[cut : len(p) - cut].mean()
 
 
-@_strategy("top")
-def mean_of_top(p, share: float = 0.25) -> float:
+def mean_of_top(p: np.ndarray) -> float:
     """The mean of the highest quarter: one fake face among many frames is enough."""
-    p = -np.sort(-p, axis=1)  # NaN last
-    n = np.count_nonzero(~np.isnan(p), axis=1)[:, None]
-    return _mean_of(p, np.arange(p.shape[1]) < np.ceil(share * n))
+    return np.sort(p)[-ceil(len(p) / 4) :].mean()
 
 
-@_strategy("max")
-def highest(p) -> float:
+def highest(p: np.ndarray) -> float:
     """The highest score: the most suspicious face decides alone."""
-    return np.nanmax(p, axis=1)
+    return p.max()
 
 
-@_strategy("logits")
-def mean_of_logits(p, eps: float = 1e-6) -> float:
-    """Average before the sigmoid: a sure frame counts for more than in the mean of probabilities."""
-    p = np.clip(p, eps, 1 - eps)
-    return 1 / (1 + np.exp(-np.nanmean(np.log(p) - np.log1p(-p), axis=1)))
+def mean_of_logits(p: np.ndarray) -> float:
+    """Average before the sigmoid: a sure frame counts for more than in a mean of probabilities."""
+    p = np.clip(p, 1e-6, 1 - 1e-6)
+    return 1 / (1 + np.exp(-np.log(p / (1 - p)).mean()))
 
 
-@_strategy("sharpened")
-def sharpened_mean(p, power: float = 0.65) -> float:
-    """Push each score away from 0.5, then weigh it by its distance from there.
-
-    Source: the 3rd place (NTech-Lab): q = 0.5 ± |p - 0.5|^0.65, kept in [0.01, 0.99], weights |p - 0.5| + 0.0001.
-    """
+def sharpened_mean(p: np.ndarray) -> float:
+    """Push scores away from 0.5, and weigh them by their distance. Source: NTech-Lab, 3rd place."""
     distance = np.abs(p - 0.5)
-    pushed = np.where(distance > 0, np.clip(0.5 + np.sign(p - 0.5) * distance**power, 0.01, 0.99), 0.5)
-    weights = np.where(np.isnan(p), 0, distance + 1e-4)
-    return (np.where(np.isnan(p), 0, pushed) * weights).sum(axis=1) / weights.sum(axis=1)
+    pushed = np.clip(0.5 + np.sign(p - 0.5) * distance**0.65, 0.01, 0.99)
+    return float(np.average(pushed, weights=distance + 1e-4))
 
 
-def join_videos(strategy: str, p: np.ndarray, video: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Join scores in a long table. p: (n,) · video: (n,) to whom each belongs → (videos, sorted), their scores."""
-    if np.isnan(np.asarray(p, float)).any():
-        raise ValueError("a score is NaN: has a checkpoint diverged?")
-    names, number = np.unique(np.asarray(video), return_inverse=True)
-    if len(names) == 0:
-        return names, np.zeros(0)
-    counts = np.bincount(number)
+STRATEGIES: dict[str, Callable[[np.ndarray], float]] = {
+    "mean": mean,
+    "confident": confident_strategy,
+    "confident_2": confident_strategy_2,
+    "median": median,
+    "trimmed": trimmed_mean,
+    "top": mean_of_top,
+    "max": highest,
+    "logits": mean_of_logits,
+    "sharpened": sharpened_mean,
+}
+
+
+def join_videos(strategy: str, p, video) -> tuple[np.ndarray, np.ndarray]:
+    """Join the scores p (n,) of many videos, (n,) too: return (the videos, sorted; a score each).
+
+    Raises ValueError where a score is no probability.
+    """
+    p = np.asarray(p, float)
+    if not ((p >= 0) & (p <= 1)).all():  # so is NaN, which a diverged network says
+        raise ValueError("scores must be probabilities in [0, 1]: has a checkpoint diverged?")
+    names, number, counts = np.unique(video, return_inverse=True, return_counts=True)
     order = np.argsort(number, kind="stable")
-    place = np.arange(len(number)) - np.repeat(np.cumsum(counts) - counts, counts)
-    rows = np.full((len(names), counts.max()), np.nan)
-    rows[number[order], place] = np.asarray(p, float)[order]
-    return names, STRATEGIES[strategy](rows)
-
-
-def _mean_of(p: np.ndarray, taken: np.ndarray) -> np.ndarray:
-    """The mean of the scores that are taken, of each video."""
-    return np.where(taken, p, 0).sum(axis=1) / taken.sum(axis=1)
+    groups = np.split(p[order], np.cumsum(counts))[:-1]  # what follows the last video is empty
+    joined = [STRATEGIES[strategy](scores) for scores in groups]
+    return names, np.clip(joined, 0, 1)  # a mean of ones may round to 1.0000000000000002

@@ -1,11 +1,16 @@
-"""Every setting and preset, in one place. Profiles and notebook parameters only choose among these."""
+"""Every setting and preset. Profiles and notebook parameters only choose among these."""
 
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
+from typing import Literal, get_args
 
-# MTCNN's thresholds for its three stages. Source: upstream; strict for training crops, lenient when every face counts.
-TRAIN_THRESHOLDS = (0.85, 0.95, 0.95)
-INFERENCE_THRESHOLDS = (0.7, 0.8, 0.8)
-THRESHOLDS = {"train": TRAIN_THRESHOLDS, "inference": INFERENCE_THRESHOLDS}
+# Upstream's thresholds for MTCNN's three networks.
+TRAIN_THRESHOLDS = (0.85, 0.95, 0.95)  # strict: only good crops
+INFERENCE_THRESHOLDS = (0.7, 0.8, 0.8)  # lenient: every face counts
+
+
+def _require(holds: bool, message: str) -> None:
+    if not holds:
+        raise ValueError(message)
 
 
 @dataclass(frozen=True)
@@ -20,152 +25,162 @@ class EncoderPreset:
 
 
 ENCODERS = {
-    "tiny": EncoderPreset("test_efficientnet", 112, 32, drop_path=0.0),
-    "b3": EncoderPreset("tf_efficientnet_b3.ns_jft_in1k", 300, 16, published_log_loss=0.29),
-    "b4": EncoderPreset("tf_efficientnet_b4.ns_jft_in1k", 380, 16, drop_path=0.5, published_log_loss=0.27),
-    "b5": EncoderPreset("tf_efficientnet_b5.ns_jft_in1k", 380, 16, published_log_loss=0.25),
-    "b6": EncoderPreset("tf_efficientnet_b6.ns_jft_in1k", 380, 12, published_log_loss=0.27),
-    "b7": EncoderPreset("tf_efficientnet_b7.ns_jft_in1k", 380, 12, published_log_loss=0.24),
-    "resnest50": EncoderPreset("resnest50d.in1k", 380, 16, drop_path=0.0),
-    "resnest101": EncoderPreset("resnest101e.in1k", 380, 16, drop_path=0.0),
-    "resnest200": EncoderPreset("resnest200e.in1k", 380, 12, drop_path=0.0),
+    "tiny": EncoderPreset("test_efficientnet", 112, 32, 0.0),
+    "b3": EncoderPreset("tf_efficientnet_b3.ns_jft_in1k", 300, 16, 0.2, 0.29),
+    "b4": EncoderPreset("tf_efficientnet_b4.ns_jft_in1k", 380, 16, 0.5, 0.27),
+    "b5": EncoderPreset("tf_efficientnet_b5.ns_jft_in1k", 380, 16, 0.2, 0.25),
+    "b6": EncoderPreset("tf_efficientnet_b6.ns_jft_in1k", 380, 12, 0.2, 0.27),
+    "b7": EncoderPreset("tf_efficientnet_b7.ns_jft_in1k", 380, 12, 0.2, 0.24),
+    "resnest50": EncoderPreset("resnest50d.in1k", 380, 16, 0.0),
+    "resnest101": EncoderPreset("resnest101e.in1k", 380, 16, 0.0),
+    "resnest200": EncoderPreset("resnest200e.in1k", 380, 12, 0.0),
 }
 
 
 def encoder_preset(name: str) -> EncoderPreset:
-    """The preset of this name; for any other encoder that timm knows, one with its own input size.
-
-    Raises ValueError for a name that neither knows.
-    """
+    """The preset of this name; for another encoder that timm knows, one with its own size."""
     if name in ENCODERS:
         return ENCODERS[name]
     import timm
 
-    if not timm.is_model(name):
-        raise ValueError(f"encoder must be one of {', '.join(ENCODERS)}, or a model that timm knows, got {name!r}")
+    known = f"{', '.join(ENCODERS)}, or a model that timm knows"
+    _require(timm.is_model(name), f"encoder must be one of {known}, got {name!r}")
     return EncoderPreset(name, timm.get_pretrained_cfg(name).input_size[-1], 16, drop_path=0.0)
 
 
-# How much around the face, as the slides, upstream's README and upstream's code have it. The released weights go with
-# the last, "upstream": see geometry.add_margin.
-MARGINS = {"slides": 0.2, "readme": 0.3, "upstream": "upstream"}
-DETECT_METHOD = 3  # raise it when the same settings would give other boxes, landmarks or face_idx
-BACKENDS = ("auto", "torch", "openvino")  # what computes a trained network: see inference.py
-PRECISIONS = ("auto", "fp32", "bf16")
-MIXED_PRECISIONS = ("no", "fp16", "bf16")  # of training
-BLACKOUTS = ("hard", "upstream")  # the slides', blackouts and a grid (ours); upstream: no grid, one way to resize
-AUGMENTATION_NAMES = ("slides", *BLACKOUTS, "demo")  # see augment.py
-# From a frame to crops, before a score. "slides": the detector's input by the frame's size, the checkpoint's own
-# margin. "upstream", with which the released weights go: halved by Pillow, whole pixels, a third of them as margin.
+Backend = Literal["auto", "torch", "openvino"]  # what computes a trained network: fast/scorers.py
+Optimizer = Literal["sgd", "adamw"]  # momentum 0.9, Nesterov, PolyLR · one-cycle
+Precision = Literal["auto", "fp32", "bf16"]
+MixedPrecision = Literal["no", "fp16", "bf16"]  # of training
+Augmentation = Literal["slides", "hard", "upstream", "demo"]
+BLACKOUTS = ("hard", "upstream")
+# From a frame to crops. "slides": the detector's input by the frame's size, the checkpoint's own
+# margin. "upstream": halved by Pillow, MARGINS["upstream"]. "": as the checkpoints want it.
+Procedure = Literal["", "slides", "upstream"]
 PROCEDURES = ("slides", "upstream")
-STAGES = ("detect", "crop", "masks", "folds")  # of preprocessing, in their order
+Stage = Literal["detect", "crop", "masks", "folds"]  # of preprocessing, in their order
+STAGES: tuple[Stage, ...] = get_args(Stage)
 
 
-def check_margin(margin) -> None:
-    """Raise ValueError for what is no margin."""
-    number = isinstance(margin, int | float) and not isinstance(margin, bool) and 0 <= margin <= 100
-    if margin != "upstream" and not number:
-        raise ValueError(f'margin must be a number, 0 to 100, or "upstream", got {str(margin)[:80]}')
+@dataclass(frozen=True)
+class Margin:
+    """How much of the frame around a face's box a crop keeps. Notebook 03 derives it.
+
+    In JSON and on the command line it is one word: a number, or a name from MARGINS.
+    """
+
+    share: float  # of the box's width and height, on each side
+    whole_pixels: bool = False  # cut box and margin down to whole pixels, as upstream's code does
+
+    def __post_init__(self):
+        _require(0 <= self.share <= 100, f"a margin is 0 to 100 times the box, got {self.share}")
+
+    @classmethod
+    def parse(cls, word: str | float) -> "Margin":
+        """The margin that a word means. Raises ValueError for any other."""
+        if isinstance(word, str) and word in MARGINS:
+            return MARGINS[word]
+        try:
+            return cls(float(word))
+        except (TypeError, ValueError):
+            names, got = ", ".join(MARGINS), repr(str(word)[:80])
+            raise ValueError(f"a margin is a number or one of {names}, got {got}") from None
+
+    def __str__(self) -> str:
+        return "upstream" if self == MARGINS["upstream"] else str(self.share)
 
 
-def check_thresholds(thresholds) -> None:
-    """Raise ValueError for what are no thresholds of MTCNN's three stages."""
-    if len(thresholds) != 3 or not all(0 <= value <= 1 for value in thresholds):
-        raise ValueError(f"thresholds are three numbers from 0 to 1, got {thresholds}")
+MARGINS = {"slides": Margin(0.2), "readme": Margin(0.3)}  # "readme": upstream's
+MARGINS["upstream"] = Margin(1 / 3, whole_pixels=True)  # of its code; the released weights need it
 
 
 @dataclass(frozen=True)
 class PreprocessConfig:
-    """From videos to crops, masks and folds."""
+    """What decides the crops and masks of a work folder: its recipe."""
 
-    every: int = 10  # detect and crop on every n-th frame
-    thresholds: tuple[float, float, float] = TRAIN_THRESHOLDS
-    margin: float | str = MARGINS["slides"]  # share of the box kept around it, each side, or "upstream"
-    folds: int = 16  # at most so many; upstream cuts its 50 parts into 16
+    every: int = 10  # look at every n-th frame
+    thresholds: tuple[float, float, float] = TRAIN_THRESHOLDS  # how sure the detector must be
+    margin: Margin = MARGINS["slides"]  # kept around a face's box
 
     def __post_init__(self):
-        if self.every < 1:
-            raise ValueError(f"every must be at least 1, got {self.every}")
-        check_margin(self.margin)
-        check_thresholds(self.thresholds)
-        if self.folds < 2:
-            raise ValueError(f"folds must be at least 2, got {self.folds}")
+        _require(self.every >= 1, f"every must be at least 1, got {self.every}")
+        shares = len(self.thresholds) == 3 and all(0 <= value <= 1 for value in self.thresholds)
+        _require(shares, f"thresholds are three numbers from 0 to 1, got {self.thresholds}")
+
+    def to_json(self) -> dict:
+        """The settings as a recipe holds them."""
+        return asdict(self) | {"thresholds": list(self.thresholds), "margin": str(self.margin)}
 
     @classmethod
-    def from_source(cls, source: dict) -> "PreprocessConfig":
-        """The settings of a work folder, from its source.json. Raises KeyError, TypeError or ValueError for others."""
-        settings = source["settings"]
-        folds = source.get("folds", cls.folds)
-        return cls(settings["every"], tuple(settings["thresholds"]), settings.get("margin", cls.margin), folds)
-
-    def of_stage(self, stage: str) -> dict:
-        """The settings that a stage's artifacts depend on: its own and those of the stages before it."""
-        detect = {"method": DETECT_METHOD, "every": self.every, "thresholds": list(self.thresholds)}
-        crop = detect | {"margin": self.margin}
-        return {"detect": detect, "crop": crop, "masks": crop}[stage]
+    def from_json(cls, settings: dict) -> "PreprocessConfig":
+        """Undo `to_json`."""
+        margin = Margin.parse(settings["margin"])
+        return cls(settings["every"], tuple(settings["thresholds"]), margin)
 
 
 @dataclass(frozen=True)
 class PredictConfig:
     """From a video to a verdict. The defaults are the slides'."""
 
-    frames: int = 32  # spread evenly over the video; a shorter one gives all it has
-    strategy: str = "confident"  # a name from aggregate.STRATEGIES
-    procedure: str = ""  # a name from PROCEDURES; "": the one that the checkpoints go with
+    frames: int = 32  # looked at, spread evenly over the video; a shorter one gives all it has
+    strategy: str = "confident"  # how scores are joined: a name from aggregate.STRATEGIES
+    procedure: Procedure = ""  # how faces are found and cut; default: as the checkpoints want it
+    backend: Backend = "auto"  # what computes the scores
+    precision: Precision = "auto"  # of the scores' arithmetic
 
     def __post_init__(self):
-        if self.frames < 1:
-            raise ValueError(f"at least one frame must be looked at, got {self.frames}")
-        if self.procedure not in ("", *PROCEDURES):
-            raise ValueError(f"procedure must be one of {', '.join(PROCEDURES)}, got {self.procedure!r}")
+        _require(self.frames >= 1, f"at least one frame must be looked at, got {self.frames}")
+        check_choices(self, procedure=Procedure, backend=Backend, precision=Precision)
+
+
+def check_choices(config, **choices) -> None:
+    """Raise ValueError where a field of a configuration is none of its Literal's words."""
+    for name, words in choices.items():
+        value, valid = getattr(config, name), ", ".join(filter(None, get_args(words)))
+        _require(value in get_args(words), f"{name} must be one of {valid}, got {value!r}")
 
 
 @dataclass(frozen=True)
 class TrainConfig:
-    """One training run. The defaults are the slides'; `DEMO_TRAINING` is what two CPU cores learn the sample with."""
+    """One training run. The defaults are the slides'; `--demo` learns the sample on two cores."""
 
-    encoder: str = "b5"
-    steps: int = 75_000  # slides: 2,500 iterations an epoch, 75,000 in all
-    epoch_steps: int = 2_500
+    encoder: str = "b5"  # a name from ENCODERS (b3 to b7, …), or any that timm knows
+    steps: int = 75_000  # in all; the learning rate falls over them
+    epoch_steps: int = 2_500  # from one validation to the next
     batch: int = 16  # pictures a process and step
-    accumulate: int = 1  # parts that a batch is cut into where memory is short; the gradient stays the whole batch's
+    accumulate: int = 1  # parts that a batch is cut into where memory is short
     size: int = 0  # side of the square input, pixels; 0: the encoder's own
-    optimizer: str = "sgd"  # "sgd": momentum 0.9, Nesterov, PolyLR · "adamw": one-cycle
-    learning_rate: float = 0.01
-    weight_decay: float = 1e-4
-    smoothing: float = 0.01  # slides: labels become 0.01 and 0.99
+    optimizer: Optimizer = "sgd"  # sgd: momentum 0.9, Nesterov, PolyLR · adamw: one-cycle
+    learning_rate: float = 0.01  # at its highest
+    weight_decay: float = 1e-4  # of all weights
+    smoothing: float = 0.01  # labels become this and 1 minus this
     paired: bool = False  # each real crop beside its own fake, both augmented alike
-    augmentation: str = "slides"  # a name from AUGMENTATION_NAMES
-    self_blend: float = 0.0  # how often a real crop becomes its own fake (arXiv 2204.08376); the slides: never
+    augmentation: Augmentation = "slides"  # hard: with blackouts and a grid · upstream: no grid
+    self_blend: float = 0.0  # how often a real crop becomes its own fake (arXiv 2204.08376)
     fold: int = 0  # the fold held out for validation
-    seed: int = 0
-    precision: str = "no"  # mixed precision: "no", "fp16" or "bf16"
-    freeze_batchnorm: bool = False  # keep the encoder's running statistics, as fine-tuning on small batches may want
+    seed: int = 0  # of weights, order and augmentation: what ensembles differ in
+    precision: MixedPrecision = "no"  # mixed precision of the arithmetic
+    freeze_batchnorm: bool = False  # keep the encoder's running statistics
     valid_every: int = 20  # validate on every n-th frame, as upstream does
 
     def __post_init__(self):
-        choices = {
-            "optimizer": ("sgd", "adamw"),
-            "augmentation": AUGMENTATION_NAMES,
-            "precision": MIXED_PRECISIONS,
-        }
         encoder_preset(self.encoder)
-        for field, valid in choices.items():
-            if getattr(self, field) not in valid:
-                raise ValueError(f"{field} must be one of {', '.join(valid)}, got {getattr(self, field)!r}")
+        check_choices(self, optimizer=Optimizer, precision=MixedPrecision)
+        check_choices(self, augmentation=Augmentation)
         for field in ("steps", "epoch_steps", "batch", "valid_every"):
-            if getattr(self, field) < 1:
-                raise ValueError(f"{field} must be at least 1, got {getattr(self, field)}")
-        if self.size < 0 or not 1 <= self.accumulate <= self.batch:
-            raise ValueError(f"size {self.size} must be 0 or more, accumulate {self.accumulate} from 1 to the batch")
-        if not 0 <= self.smoothing < 0.5:
-            raise ValueError(f"smoothing must be 0 or more and below 0.5, got {self.smoothing}")
-        if not 0 <= self.self_blend <= 1 or (self.self_blend == 1 and not self.paired):
-            raise ValueError(f"self_blend is a probability, and below 1 unless crops are paired, got {self.self_blend}")
-        if self.paired and self.batch % 2:
-            raise ValueError(f"a batch of pairs must be even, got {self.batch}")
-        if self.paired and self.augmentation in BLACKOUTS:
-            raise ValueError("pairs are not blacked out: choose augmentation slides or demo")
+            value = getattr(self, field)
+            _require(value >= 1, f"{field} must be at least 1, got {value}")
+        _require(self.size >= 0, f"size must be 0 or more, got {self.size}")
+        parts = f"accumulate must be from 1 to the batch, got {self.accumulate}"
+        _require(1 <= self.accumulate <= self.batch, parts)
+        _require(0 <= self.smoothing < 0.5, f"smoothing lies in [0, 0.5), got {self.smoothing}")
+        allowed = 0 <= self.self_blend < 1 or (self.self_blend == 1 and self.paired)
+        bounds = "a probability, and below 1 unless crops are paired"
+        _require(allowed, f"self_blend is {bounds}, got {self.self_blend}")
+        if self.paired:
+            _require(self.batch % 2 == 0, f"a batch of pairs must be even, got {self.batch}")
+            plain = "pairs are not blacked out: choose augmentation slides or demo"
+            _require(self.augmentation not in BLACKOUTS, plain)
 
     @property
     def input_size(self) -> int:
@@ -174,6 +189,15 @@ class TrainConfig:
 
 
 DEMO_TRAINING = TrainConfig(
-    encoder="tiny", steps=450, epoch_steps=90, batch=32, optimizer="adamw", learning_rate=3e-3, weight_decay=0.02,
-    smoothing=0.05, paired=True, augmentation="demo", valid_every=1,
-)  # fmt: skip
+    encoder="tiny",
+    steps=450,
+    epoch_steps=90,
+    batch=32,
+    optimizer="adamw",
+    learning_rate=3e-3,
+    weight_decay=0.02,
+    smoothing=0.05,
+    paired=True,
+    augmentation="demo",
+    valid_every=1,
+)

@@ -2,142 +2,138 @@
 
 import signal
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
 import torch
+from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
+from dfdc_lib.blending import NotAFace, self_blend
 from dfdc_lib.config import TrainConfig
-from dfdc_lib.geometry import add_margin, isotropic_resize
-from dfdc_lib.manipulate import NotAFace, self_blend
-from dfdc_lib.paths import DamagedFile, WorkFolder, face_file, list_faces, read_mask, read_png
+from dfdc_lib.geometry import isotropic_resize
+from dfdc_lib.jobs import become_worker
 from dfdc_lib.progress import NotEnough
-from dfdc_lib.tasks import become_worker
+from dfdc_lib.store import DamagedFile, WorkFolder, face_file, list_faces, read_mask, read_png
+
+
+class Crop(NamedTuple):
+    """What reading a crop takes from its line in folds.csv."""
+
+    video_id: str
+    original_id: str
+    frame_idx: int
+    face_idx: int
+    label: int
+    x0: int  # its place in the frame, pixels
+    y0: int
+    x1: int
+    y1: int
+
 
 KEY = ["original_id", "frame_idx", "face_idx"]
-NAMES = ["video_id", "original_id", "file"]
-NUMBERS = ["label", "frame_idx", "face_idx", "fold"]
+NAMES = ["video_id", "original_id"]
+NUMBERS = ["label", "frame_idx", "face_idx", "part", "fold", "x0", "y0", "x1", "y1"]
 
 
 def read_crops(path: Path) -> pd.DataFrame:
-    """Read a table of crops: names stay text, as "0001" and "null" are names too."""
-    several = pd.read_csv(path, dtype=dict.fromkeys(NAMES, str), keep_default_na=False, chunksize=200_000)
-    return pd.concat(several, ignore_index=True)  # in pieces, which spares memory
+    """Read a table of crops, without the videos' paths: of millions of rows they fill the memory.
+
+    Names stay text, as "0001" and "null" are names too.
+    """
+    types = dict.fromkeys(NAMES, str) | dict.fromkeys(NUMBERS, np.int32)
+    how = {"dtype": types, "keep_default_na": False, "usecols": lambda name: name != "file"}
+    return pd.concat(pd.read_csv(path, chunksize=200_000, **how), ignore_index=True)
 
 
 def read_folds(work: WorkFolder) -> pd.DataFrame:
-    """Read folds.csv: one row a crop. Raises FileNotFoundError, or DamagedFile, with what to run."""
+    """Read folds.csv: one row a crop. Raises FileNotFoundError or DamagedFile, with what to run."""
     if not work.folds.exists():
         raise FileNotFoundError(f"{work.folds} is missing: run `dfdc preprocess` first")
     try:
         rows = read_crops(work.folds)
+        if lacking := [name for name in (*NAMES, *NUMBERS) if name not in rows]:
+            raise ValueError(f"it lacks {', '.join(lacking)}")
     except ValueError as error:  # pandas does not say which file
-        raise DamagedFile(f"{work.folds} can't be read ({error}): delete it and run `dfdc preprocess` again") from error
-    if not {*NAMES, *NUMBERS} <= set(rows) or not all(rows[name].dtype == np.int64 for name in NUMBERS if len(rows)):
-        raise DamagedFile(f"{work.folds} is not what `dfdc preprocess` writes: delete it and run that again")
+        fix = "delete it and run `dfdc preprocess` again"
+        raise DamagedFile(f"{work.folds} can't be used ({error}): {fix}") from error
     return rows
 
 
 def split_fold(rows: pd.DataFrame, fold: int) -> tuple[pd.DataFrame, pd.DataFrame]:
-    """Return (training rows, validation rows). Raises NotEnough where the fold does not exist or nothing is left."""
+    """Return (training rows, validation rows). Raises NotEnough where one of them is empty."""
     held_out = rows.fold == fold
-    if not held_out.any() or held_out.all():
-        known = sorted(rows.fold.unique().tolist())
-        raise NotEnough(f"fold {fold} can't be held out of the folds {known}: it must be one of two or more")
+    if held_out.nunique() < 2:
+        known, need = sorted(rows.fold.unique().tolist()), "it must be one of two or more"
+        raise NotEnough(f"fold {fold} can't be held out of the folds {known}: {need}")
     return rows[~held_out], rows[held_out]
 
 
 def balance(rows: pd.DataFrame, seed: int) -> pd.DataFrame:
-    """Draw as many fakes as there are reals, every real once. rows must be in a fixed order.
-
-    The slides: `fakes.sample(n=num_real, replace=False, random_state=seed)`.
-    """
+    """The slides' draw: every real once, and as many fakes. rows must be in a fixed order."""
     reals, fakes = (np.flatnonzero(rows.label == label) for label in (0, 1))
     if len(fakes) < len(reals):
-        raise NotEnough(f"only {len(fakes)} fakes for {len(reals)} reals: balancing draws fakes to the number of reals")
-    drawn = pd.Series(fakes).sample(n=len(reals), replace=False, random_state=seed)  # of their places: no copy of all
+        raise NotEnough(f"only {len(fakes)} fakes for {len(reals)} reals: each real needs one")
+    drawn = pd.Series(fakes).sample(n=len(reals), replace=False, random_state=seed)
     return rows.iloc[np.concatenate([reals, drawn])]
 
 
 def pair(rows: pd.DataFrame) -> pd.DataFrame:
-    """Match each fake crop with the real crop of the same original, frame and face: the fakes' rows and real_id."""
-    pairs = rows.iloc[_find_partnered(rows)].reset_index(drop=True)
-    if pairs.empty:
+    """The fakes' rows that have a real partner: the same original, frame and face."""
+    # Only numbers are merged: a copy of all rows would fill the memory.
+    faces = pd.DataFrame({"face": rows.groupby(KEY, sort=False).ngroup().to_numpy()})
+    fake = rows.label.to_numpy() == 1
+    places = faces[fake].reset_index(names="place").merge(faces.face[~fake], on="face").place
+    if places.empty:
         raise NotEnough("no fake crop has its real partner: were the originals preprocessed?")
-    return pairs.assign(real_id=pairs.original_id)
-
-
-def _find_partnered(rows: pd.DataFrame) -> np.ndarray:
-    """The places of the fakes that have a real partner, once for each. (Merging the rows themselves would copy all.)"""
-    face = rows.groupby(KEY, sort=False).ngroup().to_numpy()  # a number for each original, frame and face
-    reals, fakes = (np.flatnonzero(rows.label == label) for label in (0, 1))
-    of_fakes, of_reals = pd.DataFrame({"face": face[fakes], "place": fakes}), pd.DataFrame({"face": face[reals]})
-    return of_fakes.merge(of_reals, on="face").place.to_numpy()
-
-
-def draw_pairs(pairs: pd.DataFrame, n_pairs: int, seed: int) -> pd.DataFrame:
-    """Draw pairs so that each original is equally likely, however many frames or fakes it has."""
-    weights = 1 / pairs.groupby("original_id").original_id.transform("size")
-    return pairs.sample(n=n_pairs, replace=True, weights=weights, random_state=seed)
-
-
-def read_places(work: WorkFolder, original_id: str) -> dict[str, tuple[np.ndarray, np.ndarray]]:
-    """Where the face lies in the crops of an original's family: name of the crop → (box (4,), landmarks (5, 2)).
-
-    Both float32, in pixels of the crop. A box outside the frame has no crop, and no place. Raises DamagedFile.
-    """
-    stored, margin = work.read_boxes(original_id), work.read_source()["margin"]
-    places = {}
-    for frame in stored["frames"]:
-        for face_idx, box, points in zip(frame["face_idx"], frame["boxes"], frame["landmarks"], strict=True):
-            try:
-                size = frame.get("size", (stored["width"], stored["height"]))
-                corner = np.float32(add_margin(box, margin, *size)[:2])
-            except ValueError:
-                continue
-            name = face_file(frame["frame_idx"], face_idx)
-            places[name] = (np.float32(box) - np.tile(corner, 2), np.float32(points) - corner)
-    return places
-
-
-def check_files(rows: pd.DataFrame, work: WorkFolder) -> None:
-    """Raise FileNotFoundError, naming the first, where crops of the table are not on disk: before hours of training."""
-    codes, video_ids = pd.factorize(rows.video_id, sort=True)
-    order = np.argsort(codes, kind="stable")  # by video; groupby would make a table of each
-    ends = np.cumsum(np.bincount(codes, minlength=len(video_ids)))
-    faces = np.split(rows[["frame_idx", "face_idx"]].to_numpy()[order], ends[:-1])
-    missing = []
-    for video_id, named in zip(video_ids, faces, strict=True):
-        there = set(list_faces(work.crops(video_id)))
-        missing += [work.crops(video_id) / face_file(*face) for face in map(tuple, named.tolist()) if face not in there]
-    if missing:
-        raise FileNotFoundError(
-            f"{len(missing)} crops of folds.csv are missing, such as {missing[0]}: preprocess again"
-        )
+    return rows.iloc[places].reset_index(drop=True)
 
 
 def epoch_order(rows: pd.DataFrame, config: TrainConfig, epoch: int, n_items: int) -> pd.DataFrame:
-    """The crops, or with `paired` the pairs (see `pair`), of one epoch in their order: n_items rows.
+    """The crops of one epoch in their order, or with `paired` its pairs (see `pair`): n_items rows.
 
-    Crops: all reals and as many fakes, shuffled, again and again until there are enough; more are cut off, as upstream
-    does after 2,500 steps. What is drawn follows from the seed and the epoch alone.
+    Crops: all reals and as many fakes, shuffled, again and again until there are enough. Pairs:
+    drawn so that each original is equally likely. All follows from the seed and the epoch alone.
     """
     if config.paired:
-        return draw_pairs(rows, n_items, stream_seed(config.seed, epoch, 0))
-    passes, count = [], 0
-    while count < n_items:
-        drawn = balance(rows, stream_seed(config.seed, epoch, 2 * len(passes)))
-        passes.append(drawn.sample(frac=1, random_state=stream_seed(config.seed, epoch, 2 * len(passes) + 1)))
-        count += len(drawn)
+        seed = stream_seed(config.seed, epoch, 0)
+        weights = 1 / rows.groupby("original_id").original_id.transform("size")
+        return rows.sample(n=n_items, replace=True, weights=weights, random_state=seed)
+    passes: list[pd.DataFrame] = []
+    while sum(map(len, passes)) < n_items:
+        seeds = [stream_seed(config.seed, epoch, 2 * len(passes) + k) for k in (0, 1)]
+        passes.append(balance(rows, seeds[0]).sample(frac=1, random_state=seeds[1]))
     return pd.concat(passes)[:n_items]
 
 
 def stream_seed(*key: int) -> int:
-    """A seed for one purpose: other keys give unrelated streams (seed + epoch would make runs repeat each other)."""
+    """A seed for one purpose. Other keys give unrelated streams, which seed + epoch would not."""
     return int(np.random.SeedSequence(key).generate_state(1)[0])
+
+
+def check_files(rows: pd.DataFrame, work: WorkFolder) -> None:
+    """Before hours of training, raise FileNotFoundError where crops of the table are missing."""
+    faces, missing = rows[["frame_idx", "face_idx"]].to_numpy(), []
+    for video_id, places in sorted(rows.groupby("video_id").indices.items()):
+        folder = work.crops(video_id)
+        absent = set(map(tuple, faces[places].tolist())) - set(list_faces(folder))
+        missing += [folder / face_file(*face) for face in sorted(absent)]
+    if missing:
+        found = f"{len(missing)} crops of folds.csv are missing, such as {missing[0]}"
+        raise FileNotFoundError(f"{found}: run `dfdc preprocess` again")
+
+
+def read_faces(work: WorkFolder, original_id: str) -> dict[tuple[int, int], tuple]:
+    """(frame_idx, face_idx) → box (4,) and landmarks (5, 2), float32 in pixels of the frame."""
+    return {
+        (f["frame_idx"], face_idx): (np.float32(box), np.float32(points))
+        for f in work.read_boxes(original_id)["frames"]
+        for face_idx, box, points in zip(f["face_idx"], f["boxes"], f["landmarks"], strict=True)
+    }
 
 
 class CropReader:
@@ -145,160 +141,133 @@ class CropReader:
 
     def __init__(self, work: WorkFolder, size: int, keep: bool = False):
         self.work, self.size, self.keep = work, size, keep
-        self._kept: dict[tuple, np.ndarray] = {}
-        self._scale: dict[tuple, float] = {}  # of the kept crops, against those on disk
-        self._places: dict[str, dict[str, tuple[np.ndarray, np.ndarray]]] = {}
+        self._kept: dict[Path, np.ndarray] = {}
+        self._faces: dict[str, dict] = {}
 
-    def __call__(self, video_id: str, frame_idx: int, face_idx: int) -> np.ndarray:
-        """Return a crop (H, W, 3) uint8 RGB."""
-        key = (video_id, frame_idx, face_idx)
-        if key in self._kept:
-            return self._kept[key]
-        crop = read_png(self.work.crops(video_id) / face_file(frame_idx, face_idx))
+    def __call__(self, crop: Crop) -> np.ndarray:
+        """The picture (H, W, 3) uint8 RGB."""
+        path = self.work.crops(crop.video_id) / face_file(crop.frame_idx, crop.face_idx)
+        if path in self._kept:
+            return self._kept[path]
+        picture = read_png(path)
         if self.keep:
-            longer = max(crop.shape)
-            crop = self._kept[key] = isotropic_resize(crop, self.size)
-            self._scale[key] = max(crop.shape) / longer
-        return crop
+            picture = self._kept[path] = isotropic_resize(picture, self.size)
+        return picture
 
-    def mask(self, video_id: str, frame_idx: int, face_idx: int, shape: tuple[int, int]) -> np.ndarray | None:
-        """Return a fake's mask (H, W) uint8, or None where there is none. shape: (H, W) of its crop."""
-        path = self.work.masks(video_id) / face_file(frame_idx, face_idx)
-        mask = read_mask(path) if path.exists() else None
-        if mask is not None and mask.shape != shape:
-            raise DamagedFile(f"{path} has {mask.shape} pixels, its crop {shape}: run `dfdc preprocess` again")
+    def mask(self, crop: Crop, shape: tuple[int, int]) -> np.ndarray:
+        """The mask (H, W) uint8, zeros where there is none. shape: (H, W) of the picture."""
+        path = self.work.masks(crop.video_id) / face_file(crop.frame_idx, crop.face_idx)
+        mask = read_mask(path) if path.exists() else np.zeros(shape, np.uint8)
+        if mask.shape != shape:
+            raise DamagedFile(f"{path} has {mask.shape} pixels, its crop {shape}: preprocess again")
         return mask
 
-    def landmarks(self, original_id: str, frame_idx: int, face_idx: int) -> np.ndarray:
-        """Return the landmarks (5, 2) in pixels of the crop as it lies on disk. Raises DamagedFile for want of them."""
-        if original_id not in self._places:
-            self._places[original_id] = read_places(self.work, original_id)
-        name = face_file(frame_idx, face_idx)
-        if name not in self._places[original_id]:
-            boxes = self.work.boxes(original_id)
-            raise DamagedFile(f"{boxes} has no face for the crop {name}: run `dfdc preprocess` again")
-        return self._places[original_id][name][1]
+    def landmarks(self, crop: Crop, picture: np.ndarray) -> np.ndarray:
+        """The landmarks (5, 2) in pixels of the picture, which may be smaller than on the disk."""
+        if crop.original_id not in self._faces:
+            self._faces[crop.original_id] = read_faces(self.work, crop.original_id)
+        place = (crop.frame_idx, crop.face_idx)
+        if place not in self._faces[crop.original_id]:
+            boxes = self.work.boxes(crop.original_id)
+            raise DamagedFile(f"{boxes} has no face {place}: `dfdc doctor --work` says what to do")
+        _, points = self._faces[crop.original_id][place]
+        scale = max(picture.shape[:2]) / max(crop.x1 - crop.x0, crop.y1 - crop.y0)
+        return scale * (points - (crop.x0, crop.y0))
 
     def blend_with_itself(
-        self, crop: np.ndarray, key: tuple[str, int, int], rng: np.random.Generator
-    ) -> tuple[np.ndarray, np.ndarray] | None:
-        """Make a real crop, as read with `key`, its own fake: (picture, mask). None where the face is not whole."""
+        self, crop: Crop, picture: np.ndarray, rng: np.random.Generator
+    ) -> tuple[np.ndarray, np.ndarray | None]:
+        """Make a real crop its own fake: (picture, mask). (picture, None) where it is not whole."""
         try:
-            return self_blend(crop, self.landmarks(*key) * self._scale.get(key, 1), rng)
-        except NotAFace:  # it leaves the frame: the crop stays what it is
-            return None
+            return self_blend(picture, self.landmarks(crop, picture), rng)
+        except NotAFace:  # it leaves the frame
+            return picture, None
 
 
+@dataclass(eq=False)
 class CropDataset(Dataset):
-    """One crop and its label: picture (3, S, S) float32, label float32 (1 = fake). None for a picture that is broken.
+    """One crop and its label: picture (3, S, S), label (1 = fake); None where that is broken.
 
-    seed: augments item i from (seed, i) alone, whatever was drawn before and in whichever process. hard: the
-    transform is given the mask and the landmarks too. self_blend: how often a real crop becomes its own fake.
+    seed: item i is augmented from (seed, i) alone, in whichever process and order. hard: the
+    transform is given mask and landmarks too. self_blend: how often a real becomes its own fake.
     """
 
-    def __init__(
-        self, rows: pd.DataFrame, reader: CropReader, transform,
-        seed: int | None = None, hard: bool = False, self_blend: float = 0.0,
-    ):  # fmt: skip
-        self.rows = rows[["video_id", "frame_idx", "face_idx", "label", "original_id"]].to_numpy()
-        self.reader, self.transform, self.seed, self.hard = reader, transform, seed, hard
-        self.self_blend = self_blend
+    rows: pd.DataFrame
+    reader: CropReader
+    transform: Callable
+    seed: int = 0
+    hard: bool = False
+    self_blend: float = 0.0
+
+    def __post_init__(self):
+        self.rows = self.rows[list(Crop._fields)].to_numpy()
 
     def __len__(self) -> int:
         return len(self.rows)
 
-    def __getitem__(self, index: int) -> tuple[torch.Tensor, torch.Tensor] | None:
+    def __getitem__(self, index: int) -> tuple[Tensor, Tensor] | None:
         try:
-            given, label = self._read(index)
-        except DamagedFile:  # the file is there and can't be used: counted by `collate`
+            return self._read(Crop(*self.rows[index]), index)
+        except DamagedFile:  # counted by `collate`
             return None
-        if self.seed is not None:
-            self.transform.set_random_seed(stream_seed(self.seed, index))
+
+    def _read(self, crop: Crop, index: int) -> tuple[Tensor, Tensor]:
+        picture, label, mask = self.reader(crop), crop.label, None
+        rng = start_stream(self.transform, self.seed, index)
+        if label == 0 and rng.random() < self.self_blend:
+            picture, mask = self.reader.blend_with_itself(crop, picture, rng)
+            label = int(mask is not None)
+        given: dict = {"image": picture}
+        if self.hard:
+            given["mask"] = self.reader.mask(crop, picture.shape[:2]) if mask is None else mask
+            given |= {"landmarks": self.reader.landmarks(crop, picture), "label": label}
         return self.transform(**given)["image"], torch.tensor(float(label))
 
-    def _read(self, index: int) -> tuple[dict, int]:
-        """What the transform is given, and the label."""
-        *key, label, original_id = self.rows[index]
-        crop = self.reader(*key)
-        mask = self.reader.mask(*key, crop.shape[:2]) if self.hard else None
-        rng = _blending_stream(self.seed, index)
-        if label == 0 and rng.random() < self.self_blend:
-            own = self.reader.blend_with_itself(crop, tuple(key), rng)
-            (crop, mask), label = (own, 1) if own else ((crop, mask), 0)
-        given = {"image": crop}
-        if self.hard:
-            mask = np.zeros(crop.shape[:2], np.uint8) if mask is None else mask
-            given |= {"mask": mask, "landmarks": self.reader.landmarks(original_id, *key[1:]), "label": label}
-        return given, label
 
+class PairDataset(CropDataset):
+    """A real crop and its own fake, augmented alike: pictures (2, 3, S, S), labels (2,) = 0, 1.
 
-class PairDataset(Dataset):
-    """A real crop and its own fake, augmented alike: pictures (2, 3, S, S) float32, labels (2,) float32 = 0, 1.
-
-    All that the two share (who, where, light, camera, augmentation) can then not lower the loss: only the
-    manipulation can. Ours, for small data; the slides draw single crops. None where one of the two is broken.
-    self_blend: how often the fake is the real crop blended with itself instead; where its face is not whole, the given
-    fake stays.
+    What the two share (person, light, camera, augmentation) can then not lower the loss. Ours, for
+    small data. self_blend: how often the fake is the real blended with itself, if that is whole.
     """
 
-    def __init__(
-        self, pairs: pd.DataFrame, reader: CropReader, transform, seed: int | None = None, self_blend: float = 0.0
-    ):
-        self.rows = pairs[["real_id", "video_id", "frame_idx", "face_idx"]].to_numpy()
-        self.reader, self.transform, self.seed, self.self_blend = reader, transform, seed, self_blend
-
-    def __len__(self) -> int:
-        return len(self.rows)
-
-    def __getitem__(self, index: int) -> tuple[torch.Tensor, torch.Tensor] | None:
-        try:
-            given = self._read(index)
-        except DamagedFile:
-            return None
-        if self.seed is not None:
-            self.transform.set_random_seed(stream_seed(self.seed, index))
-        both = self.transform(**given)
+    def _read(self, fake: Crop, index: int) -> tuple[Tensor, Tensor]:
+        real = fake._replace(video_id=fake.original_id)
+        pictures = {"image": self.reader(real), "fake": self.reader(fake)}
+        if pictures["image"].shape != pictures["fake"].shape:
+            raise DamagedFile(f"{fake.video_id} has a crop of another size than its original")
+        rng = start_stream(self.transform, self.seed, index)
+        if rng.random() < self.self_blend:
+            own, mask = self.reader.blend_with_itself(real, pictures["image"], rng)
+            pictures["fake"] = pictures["fake"] if mask is None else own
+        both = self.transform(**pictures)
         return torch.stack([both["image"], both["fake"]]), torch.tensor([0.0, 1.0])
 
-    def _read(self, index: int) -> dict[str, np.ndarray]:
-        """The real crop and its fake."""
-        real_id, fake_id, *place = self.rows[index]
-        given = {"image": self.reader(real_id, *place), "fake": self.reader(fake_id, *place)}
-        if given["image"].shape != given["fake"].shape:
-            crop = self.reader.work.crops(fake_id) / face_file(*place)
-            raise DamagedFile(f"{crop} is not of the size of its partner in {real_id}: run `dfdc preprocess` again")
-        rng = _blending_stream(self.seed, index)
-        if rng.random() < self.self_blend:
-            own = self.reader.blend_with_itself(given["image"], (real_id, *place), rng)
-            given["fake"] = own[0] if own else given["fake"]
-        return given
+
+def start_stream(transform, seed: int, index: int) -> np.random.Generator:
+    """Seed the augmentation of an item; return the stream that its self-blending draws from."""
+    transform.set_random_seed(stream_seed(seed, index))
+    return np.random.default_rng(stream_seed(seed, index, 1))
 
 
-def _blending_stream(seed: int | None, index: int) -> np.random.Generator:
-    """What self-blending draws from: another stream than the augmentation's, which stays as it is without it."""
-    return np.random.default_rng(None if seed is None else stream_seed(seed, index, 1))
-
-
-def collate(items: list) -> tuple[torch.Tensor, torch.Tensor, int]:
-    """Join items to a batch: pictures (N, 3, S, S), labels (N,), and how many items were broken and are left out."""
+def collate(items: list) -> tuple[Tensor, Tensor, int]:
+    """Join items to a batch: pictures (N, 3, S, S), labels (N,), how many items were broken."""
     good = [item for item in items if item is not None]
     if not good:
-        raise ValueError(f"all {len(items)} pictures of a batch are broken: check the crops with `dfdc preprocess`")
+        raise ValueError("all pictures of a batch are broken: see `dfdc doctor --work --pictures`")
     pictures, labels = (torch.stack(values) for values in zip(*good, strict=True))
     return pictures.flatten(0, -4), labels.flatten(), len(items) - len(good)
 
 
-def read_batches(data: Dataset, workers: int, **batches) -> Iterator[tuple[torch.Tensor, torch.Tensor, int]]:
-    """Yield the batches of a dataset, see `collate`. workers: processes that read. batches: as DataLoader is told.
-
-    The processes are new ones, not forked: a fork of a process in which OpenVINO or numba has run may crash.
-    """
-    started = {"multiprocessing_context": "spawn", "worker_init_fn": _become_reader} if workers else {}
+def read_batches(data: Dataset, workers: int, **batches) -> Iterator[tuple[Tensor, Tensor, int]]:
+    """Yield the batches of a dataset, see `collate`. batches: as DataLoader is told."""
+    if workers:  # new processes: a fork crashes where OpenVINO or numba has run
+        batches |= {"multiprocessing_context": "spawn", "worker_init_fn": _become_reader}
     pinned = torch.cuda.is_available()
-    loader = DataLoader(data, num_workers=workers, collate_fn=collate, pin_memory=pinned, **started, **batches)
+    loader = DataLoader(data, num_workers=workers, collate_fn=collate, pin_memory=pinned, **batches)
     if not workers or threading.current_thread() is not threading.main_thread():
         return iter(loader)
-    before = signal.signal(signal.SIGINT, signal.SIG_IGN)  # they inherit it: Ctrl-C is for the process that trains
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)  # inherited: Ctrl-C is for who trains
     try:
         return iter(loader)
     finally:

@@ -8,22 +8,21 @@ from sklearn.metrics import roc_auc_score
 
 
 def log_loss(labels: np.ndarray, p_fake: np.ndarray) -> float:
-    """The challenge's metric: mean of -log of the probability given to the true label. 0.693 for always 0.5."""
+    """The challenge's metric: mean of -log of the probability given to the truth."""
     return float(_log_loss(labels, np.asarray(p_fake, float), labels=[0, 1]))
 
 
 def auc(labels: np.ndarray, p_fake: np.ndarray) -> float:
-    """The chance that a random fake scores above a random real. 0.5 is guessing. NaN where one class is absent."""
+    """The chance that a random fake scores above a random real; NaN where one class is absent."""
     if len(np.unique(labels)) < 2:
         return float("nan")
     return float(roc_auc_score(labels, p_fake))
 
 
 def at_base_rate(p_fake: float, rate: float) -> float:
-    """The probability of a fake where the share `rate` of all videos is fake, for a model that learned with half.
+    """What p_fake of a model that learned with half fakes means where their share is `rate`.
 
-    Bayes' rule: odds = p / (1 - p) · rate / (1 - rate), if p_fake is calibrated. 0.9 becomes 0.083 where one video in
-    a hundred is fake. Notebook 12 derives it.
+    Bayes' rule, if p_fake is calibrated: 0.9 becomes 0.083 where one video in a hundred is fake.
     """
     if not 0 < rate < 1:
         raise ValueError(f"a base rate lies between 0 and 1, got {rate}")
@@ -41,9 +40,10 @@ def bootstrap_interval(
 ) -> tuple[float, float]:
     """The middle 95 % of `metric` when whole groups are drawn again with replacement.
 
-    `groups` names the original of each video: an original and its fakes share a scene, so they are not independent
-    and are drawn together. Draws that hold one class only are skipped. p_fake: (n,), or (n, k) where `metric` takes it.
-    NaN where there is one group only, or one class: then nothing can be said.
+    `groups` names the original of each video: an original and its fakes share a scene, so they are
+    not independent and are drawn together. Draws that hold one class only are skipped. p_fake:
+    (n,), or (n, k) where `metric` takes it. NaN where there is one group only, or one class: then
+    nothing can be said.
     """
     labels, p_fake, groups = np.asarray(labels), np.asarray(p_fake), np.asarray(groups)
     members = [np.flatnonzero(groups == g) for g in np.unique(groups)]
@@ -55,4 +55,4 @@ def bootstrap_interval(
             values.append(metric(labels[rows], p_fake[rows]))
     if not values or len(members) == 1:
         return float("nan"), float("nan")
-    return tuple(float(v) for v in np.percentile(values, [2.5, 97.5]))
+    return float(np.percentile(values, 2.5)), float(np.percentile(values, 97.5))

@@ -1,17 +1,18 @@
-"""Where did the fake change the picture? The structural difference between a real crop and its fake."""
+"""Where did the fake change the picture?"""
 
 import numpy as np
 from skimage.metrics import structural_similarity
 
 
 def ssim_difference(real: np.ndarray, fake: np.ndarray) -> np.ndarray:
-    """Return 1 - SSIM per pixel as a mask (H, W) uint8: 0 where the crops agree, 255 where nothing is shared.
+    """1 - SSIM per pixel as a mask (H, W) uint8, from 0 (equal) to 255 (nothing is shared).
 
-    real, fake: (H, W, 3) uint8 RGB of one shape, at least 7 x 7 (SSIM's window). The map is averaged over the
-    channels; negative SSIM counts as 0. Source: Wang et al. 2004, by scikit-image, as the slides use it.
+    real, fake: (H, W, 3) uint8 RGB of one shape, at least 7 x 7 (SSIM's window). The map is
+    averaged over the channels; negative SSIM counts as 0. Source: Wang et al. 2004, by
+    scikit-image, as the slides use it.
     """
     if real.shape != fake.shape:
-        raise ValueError(f"a real crop of {real.shape} and a fake of {fake.shape} can't be compared")
+        raise ValueError(f"crops of {real.shape} and {fake.shape} can't be compared")
     if min(real.shape[:2]) < 7:
         raise ValueError(f"SSIM needs at least 7 x 7 pixels, got {real.shape}")
     _, similarity = structural_similarity(real, fake, channel_axis=2, full=True)

@@ -1,18 +1,19 @@
-"""Training: the loop, plainly. Underneath, accelerate: mixed precision, one process or many, CPU or GPUs.
+"""Training: the loop, plainly. Underneath, accelerate: mixed precision, processes, CPU or GPUs.
 
-A run writes to runs/<name>/: config.json (settings, versions, data), metrics.csv (one line an epoch), last.pt (all that
-is needed to go on), best.pt (the weights with the lowest validation loss) and held_out.csv (p_fake of each held-out
-crop). All randomness follows from the seed, the epoch and the step, so a run that was interrupted and goes on ends
-with the same weights, bit for bit on a CPU, as one that was not.
+A run writes to runs/<name>/: config.json (settings, versions, data), metrics.csv (one line an
+epoch), last.pt (all that is needed to go on), best.pt (the weights with the lowest validation loss)
+and held_out.csv (p_fake of each held-out crop). All randomness follows from the seed, the epoch and
+the step: a run that was interrupted and goes on ends, on a CPU bit for bit, as one that was not.
 """
 
 import hashlib
 import importlib.metadata
 import os
 import signal
+import threading
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, nullcontext
-from dataclasses import asdict, dataclass, field, replace
+from contextlib import contextmanager, nullcontext, suppress
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -20,24 +21,14 @@ import pandas as pd
 import torch
 from torch import Tensor, nn
 
+from dfdc_lib import dataset
 from dfdc_lib.aggregate import STRATEGIES, join_videos
 from dfdc_lib.augment import AUGMENTATIONS, valid_transforms
-from dfdc_lib.config import BLACKOUTS, TrainConfig
-from dfdc_lib.dataset import (
-    CropDataset,
-    CropReader,
-    PairDataset,
-    check_files,
-    epoch_order,
-    pair,
-    read_batches,
-    read_folds,
-    split_fold,
-    stream_seed,
-)
+from dfdc_lib.config import BLACKOUTS, Margin, TrainConfig
+from dfdc_lib.dataset import CropDataset, CropReader, PairDataset, read_batches, stream_seed
 from dfdc_lib.metrics import log_loss
-from dfdc_lib.model import DeepfakeClassifier, read_weights, save_checkpoint
-from dfdc_lib.paths import WorkFolder, hold, write_csv, write_json
+from dfdc_lib.model import DeepfakeClassifier, read_weights, save_checkpoint, score
+from dfdc_lib.store import WorkFolder, hold, write_csv, write_json
 
 VERSIONS = ("torch", "timm", "accelerate", "albumentations", "opencv-python-headless", "numpy")
 
@@ -49,7 +40,7 @@ class Run:
     folder: Path
     model: DeepfakeClassifier
     losses: list[float]  # of each step
-    metrics: pd.DataFrame  # one row an epoch: epoch, step, train_loss, learning_rate, broken, valid_loss, …
+    metrics: pd.DataFrame  # one row an epoch: epoch, step, train_loss, …, valid_loss, …
     held_out: pd.DataFrame  # one row a validation crop, with its p_fake
     finished: bool
 
@@ -58,30 +49,299 @@ class Run:
         return self.folder / "last.pt"
 
     def require_finished(self) -> "Run":
-        """Return itself; raise KeyboardInterrupt where it was stopped: a script of many runs then stops too."""
+        """Return itself, or raise KeyboardInterrupt: a script of many runs then stops too."""
         if not self.finished:
-            raise KeyboardInterrupt(f"{self.folder} was stopped after step {len(self.losses)}; the next call goes on")
+            stopped = f"{self.folder} was stopped after step {len(self.losses)}"
+            raise KeyboardInterrupt(f"{stopped}; the next call goes on")
         return self
 
 
-@dataclass
-class History:
-    """What a run remembers from its first step on; part of last.pt."""
+def train(
+    work: WorkFolder,
+    config: TrainConfig,
+    name: str,
+    pretrained: bool | Path = False,
+    workers: int = 0,
+    save_every: int = 500,
+    overwrite: bool = False,
+    keep_every: int = 0,
+    progress: Callable[[int, int, float], None] = lambda step, total, loss: None,
+) -> Run:
+    """Train a classifier on all folds but `config.fold`, or go on where a run of this name stopped.
 
-    losses: list[float] = field(default_factory=list)  # of each step, over all processes
-    rates: list[float] = field(default_factory=list)
-    broken: int = 0  # pictures that could not be read
-    epochs: list[dict] = field(default_factory=list)  # the lines of metrics.csv
-    best: float = float("inf")
+    pretrained: see `model.DeepfakeClassifier`. workers: processes that read crops; a script needs
+    `if __name__ == "__main__":` then. save_every: steps from one last.pt to the next. keep_every:
+    epochs from one epoch_<number>.pt to the next; 0: none. Other settings or data than the run's
+    raise ValueError, unless `overwrite`. Ctrl-C and SIGTERM save and return the unfinished run. On
+    a GPU progress(step, steps, loss) is called every tenth step: to read a loss is to wait for it.
+    """
+    rows, held_out = dataset.split_fold(dataset.read_folds(work), config.fold)
+    held_out = held_out[held_out.frame_idx % config.valid_every == 0]
+    dataset.check_files(rows, work)
+    dataset.check_files(held_out, work)
+    trainer = Trainer(work, config, name, pretrained, workers, save_every, keep_every)
+    metrics = trainer.folder / "metrics.csv"
+    with hold(metrics) if trainer.rank == 0 else nullcontext(), heed_signals() as asked:
+        trainer.load(overwrite)
+        trainer.fit(dataset.pair(rows) if config.paired else rows, held_out, asked, progress)
+        return trainer.finish(held_out)
 
 
-def balanced_loss(logits: Tensor, labels: Tensor, smoothing: float, counts: Tensor | None = None) -> Tensor:
-    """Mean of the reals' and the fakes' cross-entropy, labels smoothed to `smoothing` and 1 - `smoothing`.
+@dataclass(eq=False)
+class Trainer:
+    """One run: how it learns (`fit` is the loop), and how it is saved. Arguments: see `train`."""
 
-    logits, labels: (N,). counts: of the whole batch (see `class_counts`), where these are only a part of it; the sum of
-    the parts' losses is then the loss of the whole (the mean of each part's own balanced loss is not, because each has
-    other counts). Source: upstream averages each class by itself, so that neither outweighs the other, and clips the
-    labels; the slides have 0.01. Notebook 01 derives where a smoothed logit settles.
+    work: WorkFolder
+    config: TrainConfig
+    name: str
+    pretrained: bool | Path = False
+    workers: int = 0
+    save_every: int = 500
+    keep_every: int = 0
+
+    def __post_init__(self) -> None:
+        config, self.folder = self.config, self.work.run(self.name)
+        self.accelerator = make_accelerator(config.precision)
+        self.device = self.accelerator.device
+        self.rank, self.world = self.accelerator.process_index, self.accelerator.num_processes
+        torch.manual_seed(config.seed)
+        self.plain = DeepfakeClassifier(config.encoder, self.pretrained)
+        recipe = self.work.read_recipe()
+        margin = Margin.parse(recipe["settings"]["margin"])
+        about = {"size": config.input_size, "margin": margin, "trained_on": recipe["data"]}
+        self.plain.card = replace(self.plain.card, **about)
+        self.plain.to(memory_format=torch.channels_last)
+        if self.world > 1 and self.device.type == "cuda":
+            from timm.layers import convert_sync_batchnorm  # torch's own drops timm's activation
+
+            self.plain.encoder = convert_sync_batchnorm(self.plain.encoder)
+        optimizer, self.scheduler = make_optimizer(self.plain, config)
+        self.model, self.optimizer = self.accelerator.prepare(self.plain, optimizer)
+        self.parts = {"optimizer": self.optimizer, "scheduler": self.scheduler}  # with a state
+        if self.accelerator.scaler:
+            self.parts["scaler"] = self.accelerator.scaler
+        self.reader = CropReader(self.work, config.input_size, config.paired and not self.workers)
+        self.losses: list[float] = []  # of each step, over all processes
+        self.broken = 0  # pictures that could not be read
+        self.unread: list[Tensor] = []  # losses and broken pictures that are still on the device
+        self.read_every = 1 if self.device.type == "cpu" else 10
+        self.epochs: list[dict] = []  # the lines of metrics.csv
+        self.scored: pd.DataFrame | None = None  # the held-out crops, by the last epoch's weights
+        data = hashlib.sha256(self.work.folds.read_bytes()).hexdigest()
+        self.made_from = {"settings": asdict(config), "data": data, "processes": self.world}
+
+    @property
+    def step(self) -> int:
+        """How many steps are done."""
+        return len(self.losses) + len(self.unread)
+
+    def fit(self, rows: pd.DataFrame, held_out: pd.DataFrame, asked: list, progress) -> None:
+        """The training loop, to the last step or until `asked` to end. rows: crops, or pairs."""
+        config, accelerator = self.config, self.accelerator
+        for pictures, labels, broken in self.load_batches(rows):
+            self.set_train_mode()
+            counts = accelerator.reduce(class_counts(labels))  # over all processes
+            loss = torch.zeros((), device=self.device)
+            self.optimizer.zero_grad()
+            for part, part_labels, exchange in self.cut_batch(pictures, labels):
+                with exchange:
+                    with accelerator.autocast():
+                        logits = self.model(part)  # (n,)
+                    part_loss = balanced_loss(logits, part_labels, config.smoothing, counts)
+                    accelerator.backward(self.world * part_loss)  # processes exchange means
+                loss += part_loss.detach()
+            accelerator.clip_grad_norm_(self.model.parameters(), 1.0)
+            self.rate = self.scheduler.get_last_lr()[0]
+            self.optimizer.step()
+            if not accelerator.optimizer_step_was_skipped:  # fp16: the first steps look for a scale
+                self.scheduler.step()
+            both = torch.stack([loss, loss.new_tensor(float(broken))])
+            self.unread.append(accelerator.reduce(both))  # without waiting for the GPU
+
+            ends = self.step == config.steps or self.step % config.epoch_steps == 0
+            saves = ends or self.step % self.save_every == 0
+            if not (saves or self.step % self.read_every == 0):
+                continue
+            for value, count in torch.stack(self.unread).tolist():
+                self.losses.append(value)
+                self.broken += round(count)
+            self.unread = []
+            progress(self.step, config.steps, self.losses[-1])
+            if ends:
+                self.validate(held_out)
+            wishes = accelerator.reduce(torch.tensor(float(len(asked)), device=self.device))
+            if saves or wishes > 0:
+                self.save()
+            if wishes > 0:  # of any process: all must stop at the same step
+                break
+
+    def load_batches(self, rows: pd.DataFrame) -> Iterator[tuple[Tensor, Tensor, int]]:
+        """Yield what is left to learn: pictures (N, 3, S, S), labels (N,), how many were broken.
+
+        Processes share every step's items: two see together what one with the doubled batch sees.
+        """
+        config, goal = self.config, {"device": self.device, "non_blocking": True}
+        items = config.batch // 2 if config.paired else config.batch  # of one process and step
+        n_items = config.epoch_steps * items * self.world
+        kind: type[CropDataset] = PairDataset if config.paired else CropDataset
+        transform = AUGMENTATIONS[config.augmentation](config.input_size)
+        hard = config.augmentation in BLACKOUTS
+        while self.step < config.steps:
+            epoch, first = divmod(self.step, config.epoch_steps)
+            last = min(config.epoch_steps, config.steps - epoch * config.epoch_steps)
+            order = dataset.epoch_order(rows, config, epoch, n_items)
+            seed = stream_seed(config.seed, epoch, 10_000)
+            data = kind(order, self.reader, transform, seed, hard, config.self_blend)
+            starts = [(step * self.world + self.rank) * items for step in range(first, last)]
+            batches = [range(start, start + items) for start in starts]
+            for pictures, labels, broken in read_batches(data, self.workers, batch_sampler=batches):
+                pictures = pictures.to(memory_format=torch.channels_last, **goal)
+                yield pictures, labels.to(**goal), broken
+
+    def set_train_mode(self) -> None:
+        """Make the network ready to learn; drop-path draws from a stream of its own each step."""
+        torch.manual_seed(stream_seed(self.config.seed, self.step, self.rank, 1))
+        self.model.train()
+        if self.config.freeze_batchnorm:
+            for module in self.model.modules():
+                if isinstance(module, nn.modules.batchnorm._BatchNorm):
+                    module.eval()
+
+    def cut_batch(self, pictures: Tensor, labels: Tensor) -> Iterator[tuple]:
+        """Yield (pictures, labels, context) of each part; the last one's exchanges gradients."""
+        n_parts = self.config.accumulate
+        if n_parts > 1:  # the same for all processes, also where one has broken pictures
+            sizes = self.accelerator.gather(torch.tensor([len(labels)], device=self.device))
+            n_parts = min(n_parts, int(sizes.min()))
+        parts = zip(pictures.tensor_split(n_parts), labels.tensor_split(n_parts), strict=True)
+        for number, part in enumerate(parts, 1):
+            last = number == n_parts
+            yield *part, nullcontext() if last else self.accelerator.no_sync(self.model)
+
+    def validate(self, held_out: pd.DataFrame) -> None:
+        """Score the held-out crops, add a line to metrics.csv, keep the weights that are due."""
+        epoch = (self.step - 1) // self.config.epoch_steps
+        self.scored = self.score_rows(held_out)
+        best = min((line["valid_loss"] for line in self.epochs), default=float("inf"))
+        train_loss = float(np.mean(self.losses[epoch * self.config.epoch_steps :]))
+        line = {"epoch": epoch, "step": self.step, "train_loss": train_loss}
+        line |= {"learning_rate": self.rate, "broken": self.broken} | measure_losses(self.scored)
+        self.epochs.append(line)
+        if self.rank != 0:
+            return
+        if line["valid_loss"] < best:
+            save_checkpoint(self.folder / "best.pt", self.plain)
+        if self.keep_every and (epoch + 1) % self.keep_every == 0:
+            save_checkpoint(self.folder / f"epoch_{epoch}.pt", self.plain)
+        write_csv(self.folder / "metrics.csv", pd.DataFrame(self.epochs))
+
+    def score_rows(self, rows: pd.DataFrame) -> pd.DataFrame:
+        """`rows` with their p_fake, the work shared among the processes."""
+        from accelerate.utils import gather_object
+
+        mine = rows.iloc[self.rank :: self.world]
+        mine = score_held_out(self.plain, mine, self.reader, self.workers)
+        return pd.concat(gather_object([mine])).sort_index()
+
+    def save(self) -> None:
+        """Write last.pt: all that is needed to go on."""
+        if self.rank == 0:
+            training: dict = {name: part.state_dict() for name, part in self.parts.items()}
+            history = {"losses": self.losses, "broken": self.broken, "epochs": self.epochs}
+            training |= {"made_from": self.made_from, "history": history}
+            save_checkpoint(self.folder / "last.pt", self.plain, training)
+
+    def load(self, overwrite: bool) -> None:
+        """Go on from last.pt, if there is one of the same settings and data; else begin."""
+        path, stored = self.folder / "last.pt", {}
+        if path.exists():
+            with suppress(ValueError) if overwrite else nullcontext():  # damaged
+                stored = read_weights(path)
+        training = stored.get("training", {"made_from": {"settings": {}}})
+        # A setting that did not exist then has its default.
+        settings = asdict(TrainConfig()) | training["made_from"]["settings"]
+        if training["made_from"] | {"settings": settings} == self.made_from:
+            self.plain.load_state_dict(stored["state_dict"])
+            for name, part in self.parts.items():
+                part.load_state_dict(training[name])
+            for name, value in training["history"].items():  # losses, broken, epochs
+                setattr(self, name, value)
+        elif stored and not overwrite:
+            unlike = "other settings or data, or another number of processes"
+            raise ValueError(f"{self.folder} holds a run with {unlike}: choose another name")
+        else:
+            self.accelerator.wait_for_everyone()  # the others read last.pt too
+            if self.rank == 0:
+                self.begin()
+
+    def begin(self) -> None:
+        """Clear the folder of an earlier run, and write config.json."""
+        for pattern in ("*.pt", "metrics.csv", "held_out.csv"):
+            for old in self.folder.glob(pattern):
+                old.unlink()
+        about: dict = {"card": self.plain.card.to_json(), "pretrained": str(self.pretrained)}
+        about["versions"] = {name: importlib.metadata.version(name) for name in VERSIONS}
+        write_json(self.folder / "config.json", self.made_from | about)
+
+    def finish(self, held_out: pd.DataFrame) -> Run:
+        """Write the held-out crops with their scores, and hand everything over."""
+        finished, scored = self.step == self.config.steps, self.scored
+        if scored is None:  # a finished run was taken up again; an unfinished one ends unscored
+            scored = self.score_rows(held_out) if finished else held_out.assign(p_fake=np.nan)
+        if finished and self.rank == 0:
+            write_csv(self.folder / "held_out.csv", scored)
+        metrics, model = pd.DataFrame(self.epochs), self.plain.eval()
+        return Run(self.folder, model, self.losses, metrics, scored, finished)
+
+
+def make_accelerator(precision: str):
+    """accelerate's handle. Raises ValueError for processes that would overwrite each other."""
+    from accelerate import Accelerator
+    from accelerate.state import AcceleratorState
+
+    AcceleratorState._reset_state()  # else a Python process would know its first precision only
+    accelerator = Accelerator(mixed_precision=precision, cpu=not torch.cuda.is_available())
+    names = ("WORLD_SIZE", "OMPI_COMM_WORLD_SIZE", "SLURM_STEP_NUM_TASKS")
+    announced = max(int(os.environ.get(name, 1)) for name in names)
+    if accelerator.num_processes == 1 and announced > 1:
+        raise ValueError(f"{announced} processes do not see each other: start them by torchrun")
+    return accelerator
+
+
+@contextmanager
+def heed_signals() -> Iterator[list[int]]:
+    """Yield a list that Ctrl-C and SIGTERM enter, so that the step at hand can end first."""
+    asked: list[int] = []
+    before = {}
+    if threading.current_thread() is threading.main_thread():  # no other may handle signals
+        for number in (signal.SIGINT, signal.SIGTERM):
+            before[number] = signal.signal(number, lambda number, _: asked.append(number))
+    try:
+        yield asked
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def make_optimizer(model: nn.Module, config: TrainConfig):
+    """Return (torch optimizer, torch scheduler), the scheduler to be stepped after every batch."""
+    parameters, rate, decay = model.parameters(), config.learning_rate, config.weight_decay
+    schedules = torch.optim.lr_scheduler
+    if config.optimizer == "sgd":
+        sgd = torch.optim.SGD(parameters, rate, momentum=0.9, weight_decay=decay, nesterov=True)
+        return sgd, schedules.PolynomialLR(sgd, config.steps, power=0.9)
+    adamw = torch.optim.AdamW(parameters, rate, weight_decay=decay)
+    warm_up = 0.4 if config.steps == 5 else 0.2  # with a fifth of five steps it divides by 0
+    return adamw, schedules.OneCycleLR(adamw, rate, config.steps, pct_start=warm_up)
+
+
+def balanced_loss(
+    logits: Tensor, labels: Tensor, smoothing: float, counts: Tensor | None = None
+) -> Tensor:
+    """Mean of the reals' and the fakes' cross-entropy, so that neither class outweighs the other.
+
+    logits, labels: (N,). counts: of the whole batch, where these are a part of it; the losses of
+    the parts then add up. Source: upstream's code, which clips the labels.
     """
     losses = nn.functional.binary_cross_entropy_with_logits(
         logits.float(), labels.clamp(smoothing, 1 - smoothing), reduction="none"
@@ -96,357 +356,30 @@ def class_counts(labels: Tensor) -> Tensor:
     return torch.stack([(labels == 0).sum(), (labels == 1).sum()]).float()
 
 
-def make_optimizer(model: nn.Module, config: TrainConfig):
-    """Return (torch optimizer, torch scheduler), the scheduler to be stepped after every batch."""
-    if config.optimizer == "adamw":
-        optimizer = torch.optim.AdamW(model.parameters(), config.learning_rate, weight_decay=config.weight_decay)
-        return optimizer, torch.optim.lr_scheduler.OneCycleLR(
-            optimizer,
-            config.learning_rate,
-            config.steps,
-            pct_start=0.4 if config.steps == 5 else 0.2,  # it divides by 0
-        )
-    optimizer = torch.optim.SGD(
-        model.parameters(), config.learning_rate, momentum=0.9, weight_decay=config.weight_decay, nesterov=True
-    )
-    return optimizer, torch.optim.lr_scheduler.PolynomialLR(optimizer, config.steps, power=0.9)
-
-
-def make_loader(
-    rows: pd.DataFrame, reader: CropReader, config: TrainConfig, epoch: int, first: int,
-    share: tuple[int, int], workers: int,
-) -> Iterator[tuple[Tensor, Tensor, int]]:  # fmt: skip
-    """Yield the batches of an epoch from its step `first` on: (pictures (N, 3, S, S), labels (N,), broken).
-
-    rows: crops, or pairs. share: (this process's number, how many there are); each takes its part of every step's
-    items, so that two processes see together what one with the doubled batch sees.
-    """
-    rank, world = share
-    items = config.batch // 2 if config.paired else config.batch  # of one process and step
-    order = epoch_order(rows, config, epoch, config.epoch_steps * items * world)
-    transform = AUGMENTATIONS[config.augmentation](config.input_size)
-    seed = stream_seed(config.seed, epoch, 10_000)
-    if config.paired:
-        data = PairDataset(order, reader, transform, seed, config.self_blend)
-    else:
-        data = CropDataset(order, reader, transform, seed, config.augmentation in BLACKOUTS, config.self_blend)
-    starts = [(step * world + rank) * items for step in range(first, config.epoch_steps)]
-    batches = [list(range(start, start + items)) for start in starts]
-    return read_batches(data, workers, batch_sampler=batches)
-
-
-def train(
-    work: WorkFolder,
-    config: TrainConfig,
-    name: str,
-    pretrained: bool | Path = False,
-    workers: int = 0,
-    save_every: int = 500,
-    overwrite: bool = False,
-    keep_every: int = 0,
-    progress: Callable[[int, int, float], None] = lambda step, total, loss: None,
-) -> Run:
-    """Train one classifier on all folds but `config.fold`; go on where an interrupted run of this name stopped.
-
-    pretrained: as `model.DeepfakeClassifier`. workers: processes that read crops; a script that asks for some calls
-    this under `if __name__ == "__main__":`. save_every: steps from one last.pt to the next. keep_every: keep the
-    weights after every so many epochs, as epoch_<number>.pt (0: of none). A run of the same name with other settings or
-    data raises ValueError, unless `overwrite`. Ctrl-C and SIGTERM save and return the unfinished run. progress(step,
-    steps, loss) is called after each step; on a GPU after every tenth, because to read a loss is to wait for the GPU.
-    """
-    accelerator = make_accelerator(config.precision)
-    rows, held_out = split_fold(read_folds(work), config.fold)
-    check_files(rows, work)
-    held_out = held_out[held_out.frame_idx % config.valid_every == 0]
-    check_files(held_out, work)
-    made_from = {"settings": asdict(config), "data": hashlib.sha256(work.folds.read_bytes()).hexdigest()}
-    made_from["processes"] = accelerator.num_processes  # each has a batch of its own
-    folder = work.run(name)
-    with hold(folder) if accelerator.is_main_process else nullcontext(), _stop_on_signals() as stop:
-        trainer = Trainer(work, config, folder, accelerator, made_from, pretrained, workers, keep_every)
-        trainer.load(overwrite)
-        finished = trainer.run(pair(rows) if config.paired else rows, held_out, save_every, stop, progress)
-        return trainer.finish(held_out, finished)
-
-
-def make_accelerator(precision: str):
-    """accelerate's handle on devices and processes. Raises ValueError where processes do not see each other."""
-    from accelerate import Accelerator
-    from accelerate.state import AcceleratorState
-
-    AcceleratorState._reset_state()  # else the first precision of a Python process would be the only one
-    accelerator = Accelerator(mixed_precision=precision, cpu=not torch.cuda.is_available())
-    _refuse_strangers(accelerator.num_processes)
-    return accelerator
-
-
-class Trainer:
-    """One run: model, optimizer, history, and how they are saved. Its `run` is the training loop."""
-
-    def __init__(
-        self, work: WorkFolder, config: TrainConfig, folder: Path, accelerator, made_from: dict,
-        pretrained: bool | Path, workers: int, keep_every: int,
-    ):  # fmt: skip
-        self.config, self.folder, self.accelerator, self.made_from = config, folder, accelerator, made_from
-        self.workers, self.keep_every = workers, keep_every
-        torch.manual_seed(config.seed)
-        model = DeepfakeClassifier(config.encoder, pretrained).to(memory_format=torch.channels_last)
-        source = work.read_source()
-        model.card = replace(
-            model.card, size=config.input_size, trained_on=source["trained_on"], margin=source["margin"]
-        )
-        if accelerator.num_processes > 1 and accelerator.device.type == "cuda":
-            from timm.layers import convert_sync_batchnorm  # torch's own drops timm's fused activation
-
-            model.encoder = convert_sync_batchnorm(model.encoder)
-        self.plain = model
-        self.reader = CropReader(work, model.card.size, keep=config.paired and not workers)
-        optimizer, self.scheduler = make_optimizer(model, config)
-        self.model, self.optimizer = accelerator.prepare(model, optimizer)
-        self.history = History()
-        self.unread: list[Tensor] = []  # (2,) a step: the loss, and how many pictures were broken; on the device
-        self.read_every = 1 if accelerator.device.type == "cpu" else 10
-        self.scored: pd.DataFrame | None = None  # the held-out crops, by the weights of the last epoch
-
-    @property
-    def step(self) -> int:
-        """How many steps are done."""
-        return len(self.history.losses) + len(self.unread)
-
-    def run(self, rows: pd.DataFrame, held_out: pd.DataFrame, save_every: int, stop, progress) -> bool:
-        """The training loop. Returns False where it was asked to stop before the last step."""
-        config, share = self.config, (self.accelerator.process_index, self.accelerator.num_processes)
-        while self.step < config.steps:
-            epoch, first = divmod(self.step, config.epoch_steps)
-            self._set_train_mode()
-            for batch in make_loader(rows, self.reader, config, epoch, first, share, self.workers):
-                self.take_step(*batch)
-                ends = self.step == config.steps or self.step % config.epoch_steps == 0
-                saves = ends or self.step % save_every == 0
-                if not (saves or self.step % self.read_every == 0):
-                    continue
-                self.read_losses()
-                progress(self.step, config.steps, self.history.losses[-1])
-                if ends:
-                    self.end_epoch(epoch, held_out)
-                if saves:
-                    self.save("last.pt")
-                if self._agree(stop.requested):
-                    self.save("last.pt")
-                    return self.step == config.steps
-                if ends:
-                    break
-        return True
-
-    def take_step(self, pictures: Tensor, labels: Tensor, broken: int) -> None:
-        """Forward, loss, backward, clip, step. Notebook 06 does one by hand."""
-        accelerator, processes = self.accelerator, self.accelerator.num_processes
-        torch.manual_seed(stream_seed(self.config.seed, self.step, accelerator.process_index, 1))  # drop-path
-        pictures = pictures.to(accelerator.device, memory_format=torch.channels_last, non_blocking=True)
-        labels = labels.to(accelerator.device, non_blocking=True)
-        counts = accelerator.reduce(class_counts(labels))  # over all processes: see balanced_loss
-        n_parts = self._count_parts(len(labels))
-        parts = list(zip(pictures.tensor_split(n_parts), labels.tensor_split(n_parts), strict=True))
-        self.optimizer.zero_grad()
-        losses = []
-        for number, (some, their_labels) in enumerate(parts, 1):
-            # Processes exchange gradients with the last part only, and exchange means: hence times `processes`.
-            with nullcontext() if number == len(parts) else accelerator.no_sync(self.model):
-                with accelerator.autocast():
-                    logits = self.model(some)  # (N,)
-                losses.append(processes * balanced_loss(logits, their_labels, self.config.smoothing, counts))
-                accelerator.backward(losses[-1])
-        accelerator.clip_grad_norm_(self.model.parameters(), 1.0)
-        self.history.rates.append(self.scheduler.get_last_lr()[0])
-        self.optimizer.step()
-        if not accelerator.optimizer_step_was_skipped:  # fp16: the first steps look for a scale
-            self.scheduler.step()
-        of_all = torch.stack([torch.stack(losses).detach().sum() / processes, counts.new_tensor(float(broken))])
-        self.unread.append(accelerator.reduce(of_all))
-
-    def _count_parts(self, n_pictures: int) -> int:
-        """Into how many parts a batch is cut: the same for all processes, also where one has broken pictures."""
-        if self.config.accumulate == 1:
-            return 1
-        of_each = self.accelerator.gather(torch.tensor([n_pictures], device=self.accelerator.device))
-        return min(self.config.accumulate, int(of_each.min()))
-
-    def read_losses(self) -> None:
-        """Bring the last steps' losses and broken pictures, of all processes, from the device into the history."""
-        for loss, broken in torch.stack(self.unread).tolist() if self.unread else []:
-            self.history.losses.append(loss)
-            self.history.broken += round(broken)
-        self.unread = []
-
-    def _set_train_mode(self) -> None:
-        self.model.train()
-        if self.config.freeze_batchnorm:
-            for module in self.model.modules():
-                if isinstance(module, nn.modules.batchnorm._BatchNorm):
-                    module.eval()
-
-    def _agree(self, requested: bool) -> bool:
-        """Processes must stop at the same step: any one's wish counts."""
-        if self.accelerator.num_processes == 1:
-            return requested
-        return bool(self.accelerator.reduce(torch.tensor(float(requested), device=self.accelerator.device)) > 0)
-
-    def end_epoch(self, epoch: int, held_out: pd.DataFrame) -> None:
-        """Validate, and write a line of metrics; keep the weights where they are the best so far."""
-        history, first = self.history, epoch * self.config.epoch_steps
-        scored = self.scored = self.score(held_out)
-        line = {"epoch": epoch, "step": self.step, "train_loss": float(np.mean(history.losses[first:]))}
-        line |= {"learning_rate": history.rates[-1], "broken": history.broken} | judge(scored)
-        history.epochs.append(line)
-        if line["valid_loss"] < history.best:
-            history.best = line["valid_loss"]
-            self.save("best.pt", weights_only=True)
-        if self.keep_every and (epoch + 1) % self.keep_every == 0:
-            self.save(f"epoch_{epoch}.pt", weights_only=True)
-        if self.accelerator.is_main_process:
-            write_csv(self.folder / "metrics.csv", pd.DataFrame(history.epochs))
-
-    def score(self, rows: pd.DataFrame) -> pd.DataFrame:
-        """`rows` with their p_fake, the work shared among the processes."""
-        rank, world = self.accelerator.process_index, self.accelerator.num_processes
-        mine = score_crops(self.plain, rows.iloc[rank::world], self.reader, self.workers)
-        if world == 1:
-            return mine
-        from accelerate.utils import gather_object
-
-        return pd.concat(gather_object([mine])).sort_index()
-
-    def save(self, name: str, weights_only: bool = False) -> None:
-        """Write a checkpoint; with all that is needed to go on, unless `weights_only`."""
-        if not self.accelerator.is_main_process:
-            return
-        scaler = self.accelerator.scaler
-        training = {
-            "made_from": self.made_from,
-            "optimizer": self.optimizer.state_dict(),
-            "scheduler": self.scheduler.state_dict(),
-            "scaler": scaler.state_dict() if scaler else None,
-            "history": asdict(self.history),
-        }
-        save_checkpoint(self.folder / name, self.plain, None if weights_only else training)
-
-    def _is_same(self, stored: dict) -> bool:
-        """Was a run made from what this one is? A setting that did not exist then had what is now its default."""
-        training = stored.get("training")
-        if training is None or stored["card"]["margin"] != self.plain.card.margin:  # folds.csv does not tell it
-            return False
-        settings = asdict(TrainConfig()) | training["made_from"]["settings"]
-        return training["made_from"] | {"settings": settings} == self.made_from
-
-    def load(self, overwrite: bool) -> None:
-        """Go on from last.pt, if there is one of the same settings and data."""
-        path = self.folder / "last.pt"
-        try:
-            stored = read_weights(path) if path.exists() else {}
-        except ValueError:  # damaged
-            if not overwrite:
-                raise
-            stored = {}
-        if not self._is_same(stored):
-            if stored and not overwrite:
-                raise ValueError(
-                    f"{self.folder} holds a run with other settings or data, or of another number of processes: "
-                    "choose another name"
-                )
-            self.accelerator.wait_for_everyone()  # the others read last.pt too
-            if self.accelerator.is_main_process:
-                for old in self._files_of_a_run() if path.exists() else []:
-                    old.unlink()
-                versions = {name: importlib.metadata.version(name) for name in VERSIONS}
-                about = self.made_from | {"card": asdict(self.plain.card), "versions": versions}
-                write_json(self.folder / "config.json", about)
-            return
-        training = stored["training"]
-        self.plain.load_state_dict(stored["state_dict"])
-        self.optimizer.load_state_dict(training["optimizer"])
-        self.scheduler.load_state_dict(training["scheduler"])
-        if training["scaler"] and self.accelerator.scaler:
-            self.accelerator.scaler.load_state_dict(training["scaler"])
-        self.history = History(**training["history"])
-
-    def _files_of_a_run(self) -> list[Path]:
-        """What an earlier run of this name has left."""
-        return [path for pattern in ("*.pt", "metrics.csv", "held_out.csv") for path in self.folder.glob(pattern)]
-
-    def finish(self, held_out: pd.DataFrame, finished: bool) -> Run:
-        """Write the held-out crops with their scores, and hand everything over."""
-        scored = self.scored
-        if scored is None:  # a finished run that was taken up again; an unfinished one ends at once, unscored
-            scored = self.score(held_out) if finished else held_out.assign(p_fake=float("nan"))
-        if finished and self.accelerator.is_main_process:
-            write_csv(self.folder / "held_out.csv", scored)
-        metrics = pd.DataFrame(self.history.epochs)
-        return Run(self.folder, self.plain.eval(), self.history.losses, metrics, scored, finished)
-
-
-def judge(scored: pd.DataFrame) -> dict[str, float]:
-    """Validation twice: upstream's way, (reals' + fakes' log loss) / 2 over crops, and per video by each strategy."""
+def measure_losses(scored: pd.DataFrame) -> dict[str, float]:
+    """valid_loss: upstream's, over crops, each class by itself; valid_video_<name>: of videos."""
     by_class = [log_loss(crops.label, crops.p_fake) for _, crops in scored.groupby("label")]
-    result = {"valid_loss": float(np.mean(by_class))}
-    for name in STRATEGIES:
-        videos = score_videos(scored, name)
-        result[f"valid_video_{name}"] = log_loss(videos.label, videos.p_fake)
-    return result
+    videos = {f"valid_video_{name}": score_videos(scored, name) for name in STRATEGIES}
+    of_videos = {name: log_loss(table.label, table.p_fake) for name, table in videos.items()}
+    return {"valid_loss": float(np.mean(by_class))} | of_videos
 
 
-def score_crops(model: DeepfakeClassifier, rows: pd.DataFrame, reader: CropReader, workers: int = 0) -> pd.DataFrame:
-    """Return `rows` with a column p_fake: the model's answer for each crop. A broken picture raises ValueError.
-
-    workers: processes that read crops.
-    """
-    data = CropDataset(rows, reader, valid_transforms(model.card.size))
-    scores = []
-    for pictures, _, broken in read_batches(data, workers, batch_size=64):
-        if broken:
-            raise ValueError(f"{broken} held-out crops can't be read: preprocess again")
-        scores.append(model.predict(pictures))
-    return rows.assign(p_fake=torch.cat(scores).numpy() if scores else [])
+def score_held_out(
+    model: DeepfakeClassifier, rows: pd.DataFrame, reader: CropReader, workers: int = 0
+) -> pd.DataFrame:
+    """Return `rows` with a column p_fake, without those whose picture is broken."""
+    numbered = rows.assign(label=np.arange(len(rows)))  # so that a label says which crop was read
+    data = CropDataset(numbered, reader, valid_transforms(model.card.size))
+    places, scores = [torch.zeros(0)], [torch.zeros(0)]
+    for pictures, numbers, _ in read_batches(data, workers, batch_size=64):
+        places.append(numbers)
+        scores.append(score(model, pictures))
+    read = rows.iloc[torch.cat(places).int().tolist()]
+    return read.assign(p_fake=torch.cat(scores).numpy())
 
 
 def score_videos(crops: pd.DataFrame, strategy: str = "mean") -> pd.DataFrame:
-    """Join the crops' p_fake of each video, by a strategy's name: columns video_id, label, original_id, p_fake."""
-    video_ids, p_fake = join_videos(strategy, crops.p_fake.to_numpy(), crops.video_id.to_numpy(str))
-    about = crops.drop_duplicates("video_id").set_index("video_id").loc[video_ids, ["label", "original_id"]]
-    return about.assign(p_fake=p_fake).reset_index()
-
-
-def _refuse_strangers(processes: int) -> None:
-    """Several processes that do not form one group would each train alone, and overwrite each other."""
-    names = ("WORLD_SIZE", "OMPI_COMM_WORLD_SIZE", "SLURM_STEP_NUM_TASKS")
-    announced = max(int(os.environ.get(name, 1)) for name in names)
-    if processes == 1 and announced > 1:
-        raise ValueError(
-            f"{announced} processes were started that do not see each other: use torchrun or `accelerate launch`"
-        )
-
-
-@dataclass
-class Stop:
-    """Whether somebody has asked the run to end."""
-
-    requested: bool = False
-
-
-@contextmanager
-def _stop_on_signals() -> Iterator[Stop]:
-    """Ctrl-C and SIGTERM ask for a stop after the step at hand. (Signals reach the main thread only.)"""
-    stop, before = Stop(), {}
-
-    def ask(number, frame) -> None:
-        stop.requested = True
-
-    try:
-        for number in (signal.SIGINT, signal.SIGTERM):
-            before[number] = signal.signal(number, ask)
-    except ValueError:  # not the main thread: signals are not ours to handle
-        pass
-    try:
-        yield stop
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
+    """Join the crops' p_fake of each video: columns video_id, label, original_id, p_fake."""
+    video_ids, p_fake = join_videos(strategy, crops.p_fake, crops.video_id)
+    about = crops.drop_duplicates("video_id").set_index("video_id")[["label", "original_id"]]
+    return about.loc[video_ids].assign(p_fake=p_fake).reset_index()

@@ -1,26 +1,27 @@
-"""Decode exact frames of a video, and write one. Frames are (H, W, 3) uint8 RGB, as a player shows them."""
+"""Decode exact frames of a video, as a player shows them: (H, W, 3) uint8 RGB."""
 
 import os
 from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
-from fractions import Fraction
-from itertools import pairwise
+from itertools import count, islice, pairwise
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import av
 import cv2
 import numpy as np
 from av.codec.context import Flags
 from av.container import InputContainer
-from av.sidedata.sidedata import Type
 from av.stream import Disposition
 
-# FFmpeg's names of what is read. No pictures; and no playlists, which make it open further files and addresses.
+from dfdc_lib.jobs import count_cores
+
+Frames = Iterator[tuple[int, np.ndarray]]  # (frame_idx, picture)
+# FFmpeg's names of what is read. No playlists: those make it open other files and addresses.
 CONTAINERS = "mov,matroska,avi,mpegts,mpeg,flv,asf,ogg,mxf,rm,h264,hevc,mpegvideo,m4v,dv,ivf,nut"
-LARGEST_FRAME = 8192 * 4320  # pixels: cinema's 8K. A file of some kilobytes can ask for frames that fill the memory
+LARGEST_FRAME = 8192 * 4320  # pixels: some kilobytes can ask for frames that fill the memory
 
 
 def printable(path: Path | str) -> str:
@@ -29,7 +30,7 @@ def printable(path: Path | str) -> str:
 
 
 class VideoError(Exception):
-    """A video that can't be used: `status` is the word that the artifacts record, `reason` a sentence."""
+    """A video that can't be used: `status` is the journal's word for it, `reason` a sentence."""
 
     def __init__(self, status: str, path: Path, reason: str):
         super().__init__(f"{printable(path)}: {reason}")
@@ -38,20 +39,21 @@ class VideoError(Exception):
 
 @dataclass(frozen=True)
 class VideoInfo:
-    """What `probe` says of a video. Width and height are those of its first frame, in square pixels."""
+    """What `probe` says of a video; the size is that of its first frame, in square pixels."""
 
     width: int
     height: int
     n_frames: int  # that a player shows
     fps: float
     n_missing: int = 0  # frames that the header promises beyond these: a download that broke off
-    numbers: dict[int, int] = field(default_factory=dict, compare=False, repr=False)  # packet → frame_idx, if shown
-    pixel_aspect: float = field(default=1.0, compare=False)  # width of a stored pixel, heights
-    orientation: tuple[int, ...] = field(default=(1, 0, 0, 1), compare=False)  # see `_orient`
+    # of each packet that is shown: its frame_idx
+    numbers: dict[object, int] = field(default_factory=dict, compare=False, repr=False)
+    pixel_aspect: float = field(default=1.0, compare=False)  # width by height, as stored
+    orientation: tuple[int, ...] = field(default=(1, 0, 0, 1), compare=False)  # as read
 
 
 def require_video(path: Path) -> None:
-    """Raise FileNotFoundError where nothing is, VideoError for what is no file: a pipe blocks, a device never ends."""
+    """Raise FileNotFoundError where nothing is, VideoError for a folder, a pipe or a device."""
     try:
         exists, is_file = Path(path).exists(), Path(path).is_file()
     except OSError as error:
@@ -63,31 +65,32 @@ def require_video(path: Path) -> None:
 
 
 def open_container(path: Path) -> tuple[InputContainer, av.VideoStream]:
-    """Open a video with PyAV: the container, to be closed, and the video stream that a player shows.
+    """Open a video with PyAV: the container, to be closed, and the stream that a player shows.
 
-    That is the one marked as default, else the first; the cover of a song or a film is none. It decodes in one thread
-    (worker processes must not fight for cores), and each frame's `opaque` is its packet's.
-    Raises FileNotFoundError, or VideoError with status `unreadable`, `no_video_stream` or `too_large`.
+    That is the one marked as default, else the first; a cover is none. Each frame's `opaque` will
+    be its packet's. Raises FileNotFoundError, or VideoError with status `unreadable`,
+    `no_video_stream` or `too_large`.
     """
     require_video(path)
     limits = {"format_whitelist": CONTAINERS, "protocol_whitelist": "file"}
     try:  # the absolute path: a file may be called `http:…`
         container = av.open(os.path.abspath(path), metadata_errors="replace", options=limits)
     except av.error.FFmpegError as error:
-        why = error.strerror
-        if isinstance(error, av.error.ArgumentError):  # not on the list
-            why = "its format is not among those that are read here, MP4, MOV, MKV, WebM, AVI, TS, MPEG, MXF, …"
+        unlisted = "its format is none of MP4, MOV, MKV, WebM, AVI, TS, MPEG, MXF, …"
+        why = unlisted if isinstance(error, av.error.ArgumentError) else error.strerror
         raise VideoError("unreadable", path, f"not a video that FFmpeg can open ({why})") from error
     streams = [s for s in container.streams.video if not s.disposition & Disposition.attached_pic]
     if not streams:
         kinds = sorted({stream.type for stream in container.streams if stream.type != "video"})
         container.close()
-        raise VideoError("no_video_stream", path, f"it holds {' and '.join(kinds) or 'nothing'}, but no video")
+        found = " and ".join(kinds) or "nothing"
+        raise VideoError("no_video_stream", path, f"it holds {found}, but no video")
     stream = next((s for s in streams if s.disposition & Disposition.default), streams[0])
     if stream.codec_context is None:
         container.close()
         raise VideoError("unreadable", path, "FFmpeg has no decoder for its video stream")
-    stream.thread_count, stream.codec_context.copy_opaque = 1, True
+    stream.thread_count = 1  # worker processes must not fight for cores
+    stream.codec_context.copy_opaque = True
     stream.codec_context.flags |= Flags.unaligned  # else a crop at the left is left undone
     return container, stream
 
@@ -102,74 +105,75 @@ class _Packet(NamedTuple):
 
 
 def probe(path: Path) -> VideoInfo:
-    """Read a video's size and rate, and count the frames that a player shows; in most files one frame is decoded.
-
-    Raises FileNotFoundError, or VideoError with status `unreadable`, `no_video_stream` or `too_large`.
-    """
+    """Read a video's size and rate, and count its frames. Raises what `open_container` raises."""
     container, stream = open_container(path)
-    packets, frame = [], None
+    packets, frame, coded_as = [], None, stream.codec_context.name
     try:
         with container:
             _require_size(path, stream.width, stream.height)
             for packet in container.demux(stream):
                 if packet.size:
-                    packets.append(_describe(packet, stream))
+                    # VP8 says in the first byte whether a frame is shown; containers do not.
+                    hidden = coded_as == "vp8" and not memoryview(packet)[0] & 0x10
+                    shown = not (packet.is_discard or hidden)
+                    packets.append(_Packet(packet.pts, packet.dts, packet.is_keyframe, shown))
                 if frame is None:
                     frame = next(iter(_decode(packet)[0]), None)
             aspect, rate = stream.sample_aspect_ratio, stream.average_rate or stream.guessed_rate
-            n_missing, reorders = _count_missing(container, stream, packets), stream.codec_context.has_b_frames
+            n_missing = _count_missing(stream, packets, container.format.name == "avi")
+            reorders = stream.codec_context.has_b_frames
     except av.error.FFmpegError as error:
-        raise VideoError("unreadable", path, f"FFmpeg can't read its video stream ({error.strerror})") from error
-    order = _order_by_times(packets, reorders)
-    numbers = _number(_order_by_decoding(path) if order is None else order)
+        why = f"FFmpeg can't read its video stream ({error.strerror})"
+        raise VideoError("unreadable", path, why) from error
+    numbers = _number_by_times(packets, reorders)
+    if numbers is None:
+        numbers = _number_by_decoding(path)
     info = VideoInfo(0, 0, len(numbers), float(rate or 0), n_missing, numbers, float(aspect or 1))
-    stored = (stream.width, stream.height)
     if frame is not None:
-        info, stored = replace(info, orientation=_read_orientation(frame)), (frame.width, frame.height)
-    width, height = _shown_size(*stored, info)
+        info = replace(info, orientation=_read_orientation(frame))
+    width, height = _shown_size(stream if frame is None else frame, info)
     _require_size(path, width, height)
     return replace(info, width=width, height=height)
 
 
 def _require_size(path: Path, width: int, height: int) -> None:
     if width * height > LARGEST_FRAME:
-        raise VideoError("too_large", path, f"frames of {width} x {height}, more than 8K: scale the video down")
+        why = f"frames of {width} x {height}, more than 8K: scale the video down"
+        raise VideoError("too_large", path, why)
 
 
-def _describe(packet: av.Packet, stream: av.VideoStream) -> _Packet:
-    # VP8 says in the first byte whether a frame is shown; containers tell it of no codec.
-    hidden = stream.codec_context.name == "vp8" and not memoryview(packet)[0] & 0x10
-    return _Packet(packet.pts, packet.dts, packet.is_keyframe, not (packet.is_discard or hidden))
-
-
-def _count_missing(container: InputContainer, stream: av.VideoStream, packets: list[_Packet]) -> int:
+def _count_missing(stream: av.VideoStream, packets: list[_Packet], is_avi: bool) -> int:
     """How many frames the header promises beyond the file's end."""
-    if container.format.name != "avi" or len(packets) < 2 or None in (times := [p.dts for p in packets]):
+    times = [packet.dts for packet in packets if packet.dts is not None]
+    if not is_avi or len(times) < max(len(packets), 2):
         return max(stream.frames - len(packets), 0)
-    # An AVI's header also counts chunks of 0 bytes: the frame stays. The last one may stay as long as any other did.
-    steps = np.diff(times)
+    # An AVI's header also counts the chunks of 0 bytes, in which a frame stays, at the end too.
+    steps = np.diff(np.array(times))
     return max(int((stream.frames - times[-1] - steps.max()) // max(np.median(steps), 1)), 0)
 
 
-def _order_by_times(packets: Sequence[_Packet], reorders: bool) -> list[int] | None:
-    """The shown packets in the order of their times; None where the times can't be believed, or are not all known.
+def _number_by_times(packets: Sequence[_Packet], reorders: bool) -> dict[object, int] | None:
+    """The frame number of each packet that is shown; None where the times can't be believed.
 
-    So it is where two are shown at once; where something is shown before the first key frame (its neighbours were cut
-    off, and decoders leave it out); and where the decoder puts frames into another order but their times do not:
-    then a container that knows only decode times was copied.
+    That is where some are unknown, or two frames are shown at once; where something is shown before
+    the first key frame (its neighbours were cut off, and decoders leave it out); and where the
+    decoder changes the order but the times do not: a container that knows only decode times was
+    copied.
     """
-    times = [packet.pts for packet in packets]
-    if None in times or len(set(times)) < len(times):
+    times = [packet.pts for packet in packets if packet.pts is not None]
+    if len(set(times)) < len(packets):
         return None
     in_order = all(earlier < later for earlier, later in pairwise(times))
     if times and (not packets[0].is_key or min(times) < times[0] or (reorders and in_order)):
         return None
-    return sorted((i for i, packet in enumerate(packets) if packet.is_shown), key=times.__getitem__)
+    shown = [i for i, packet in enumerate(packets) if packet.is_shown]
+    shown.sort(key=times.__getitem__)
+    return dict(zip(shown, count()))
 
 
-def _order_by_decoding(path: Path) -> list[int]:
-    """The shown packets in the order in which the decoder puts out their frames; a broken one where it failed."""
-    order = []
+def _number_by_decoding(path: Path) -> dict[object, int]:
+    """As the decoder puts the frames out; a broken one is counted where it failed."""
+    order: list[Any] = []
     container, stream = open_container(path)
     with container:
         for packet in _demux(container, stream):
@@ -177,24 +181,16 @@ def _order_by_decoding(path: Path) -> list[int]:
             order += [frame.opaque for frame in frames]
             if failed and packet.size:
                 order.append(packet.opaque)
-    return list(dict.fromkeys(order))
+    return dict(zip(dict.fromkeys(order), count()))
 
 
-def _number(order: Sequence[int]) -> dict[int, int]:
-    """The frame number of each packet that is shown."""
-    return {packet: frame_idx for frame_idx, packet in enumerate(order)}
+def iterate_frames(path: Path, indices: Iterable[int], info: VideoInfo | None = None) -> Frames:
+    """Yield (frame_idx, frame) for the wanted frame numbers, in order, decoding the file once.
 
-
-def iterate_frames(
-    path: Path, indices: Iterable[int], info: VideoInfo | None = None
-) -> Iterator[tuple[int, np.ndarray]]:
-    """Yield (frame_idx, frame) for the wanted frame numbers, in order, decoding the file once, in one thread.
-
-    Frames in between that no other frame is predicted from are not even decoded; about a third of the time is saved,
-    and the wanted ones stay the same to the bit. Seeking by frame number would be wrong on videos of variable frame
-    rate. A frame that can't be decoded is left out, and shifts no other's number: a frame is known by its packet, not
-    by counting. (Upstream counted.) Where a video's size changes midway, each frame has its own. info: what `probe`
-    said of the file, if it was asked.
+    Frames that are not wanted, and that no other is predicted from, are not even decoded. Seeking
+    by number would be wrong on videos of variable frame rate. A frame that can't be decoded is left
+    out, and shifts no other's number: it is known by its packet, not by counting. (Upstream
+    counted.) Where a video's size changes midway, each frame has its own. info: what `probe` said.
     """
     wanted, info, position = {int(i) for i in indices}, info or probe(path), -1
     last = max(wanted, default=-1)
@@ -202,13 +198,13 @@ def iterate_frames(
     with container:
         stream.codec_context.options = {"max_pixels": str(LARGEST_FRAME)}
         for packet in _demux(container, stream):
-            # (A packet that shows nothing itself may complete the frame of another: half of an interlaced one.)
+            # A packet that shows nothing may complete another's frame: half of an interlaced one.
             needed = info.numbers.get(packet.opaque, last) in wanted
             stream.codec_context.skip_frame = "DEFAULT" if needed else "NONREF"
             for frame in _decode(packet)[0]:
                 number = info.numbers.get(frame.opaque, -1)
                 if -1 < number < position:  # the times were wrong after all
-                    counted = replace(info, numbers=_number(_order_by_decoding(path)))
+                    counted = replace(info, numbers=_number_by_decoding(path))
                     yield from iterate_frames(path, [i for i in wanted if i > position], counted)
                     return
                 if number in wanted:
@@ -219,7 +215,7 @@ def iterate_frames(
 
 
 def _demux(container: InputContainer, stream: av.VideoStream) -> Iterator[av.Packet]:
-    """The packets of a stream, numbered by their `opaque`; a file that can't be read on ends there."""
+    """The packets of a stream, numbered by `opaque`; where a file can't be read on, it ends."""
     number = 0
     try:
         for packet in container.demux(stream):
@@ -239,29 +235,24 @@ def _decode(packet: av.Packet) -> tuple[list[av.VideoFrame], bool]:
 
 
 def _read_orientation(frame: av.VideoFrame) -> tuple[int, ...]:
-    """How the file asks players to turn and mirror its frames: (a, b, c, d), see `_orient`.
+    """How the file asks players to turn and mirror its frames.
 
-    From the matrix in its header, or H.264's own message, which may come with the first frame only. What is not
-    a quarter turn is not followed.
+    (a, b, c, d) carries the pixel at (x, y) to (a x + c y, b x + d y), shifted into the picture. It
+    comes from the file's header, or from H.264's own message, at times with the first frame only.
+    Only quarter turns are followed.
     """
-    matrix = next((bytes(data) for data in frame.side_data if data.type == Type.DISPLAYMATRIX), b"")
+    matrix: Any = frame.side_data.get("DISPLAYMATRIX", b"")
     a, b, _, c, d, *_ = np.frombuffer(matrix, np.int32).tolist() or (1, 0, 0, 0, 1)
     upright, sideways = min(abs(a), abs(d)), min(abs(b), abs(c))
     if upright > 100 * max(abs(b), abs(c)) or sideways > 100 * max(abs(a), abs(d)):
-        return tuple(int(np.sign(value)) * (abs(value) * 100 > max(upright, sideways)) for value in (a, b, c, d))
+        large = max(upright, sideways) / 100
+        return tuple(int(np.sign(value)) * (abs(value) > large) for value in (a, b, c, d))
     return 1, 0, 0, 1
 
 
-def _orient(picture: np.ndarray, orientation: tuple[int, ...]) -> np.ndarray:
-    """Carry the pixel at (x, y) to (a x + c y, b x + d y), but for a shift back into the picture."""
-    a, b, c, d = orientation
-    if not a:
-        picture, a, d = picture.swapaxes(0, 1), c, b
-    return picture[:: d or 1, :: a or 1]
-
-
-def _shown_size(width: int, height: int, info: VideoInfo) -> tuple[int, int]:
-    """Of a stored frame as it is shown: pixels made square by enlarging, then turned."""
+def _shown_size(stored: av.VideoFrame | av.VideoStream, info: VideoInfo) -> tuple[int, int]:
+    """Width and height as shown: pixels made square by enlarging, then turned."""
+    width, height = stored.width, stored.height
     if info.pixel_aspect > 1:
         width = round(width * info.pixel_aspect)
     else:
@@ -270,16 +261,33 @@ def _shown_size(width: int, height: int, info: VideoInfo) -> tuple[int, int]:
 
 
 def _picture(frame: av.VideoFrame, info: VideoInfo) -> np.ndarray:
-    """A frame as RGB: pixels made square, turned and mirrored as the file asks (a telephone held upright)."""
-    picture = _orient(frame.to_ndarray(format="rgb24"), info.orientation)
-    size = _shown_size(frame.width, frame.height, info)
+    """A frame as RGB, its pixels made square, turned and mirrored as the file asks."""
+    picture: np.ndarray = frame.to_ndarray(format="rgb24")
+    a, b, c, d = info.orientation
+    if not a:
+        picture, a, d = picture.swapaxes(0, 1), c, b
+    picture = picture[::d, ::a]
+    size = _shown_size(frame, info)
     if size != picture.shape[1::-1]:
         picture = cv2.resize(picture, size, interpolation=cv2.INTER_CUBIC)
     return np.ascontiguousarray(picture)
 
 
+def read_frames(path: Path, wanted: Iterable[int], info: VideoInfo) -> Frames:
+    """As `iterate_frames`; a process that has several cores decodes while it works on a frame."""
+    frames = iterate_frames(path, wanted, info)
+    return frames if count_cores() == 1 else run_ahead(frames, 4)
+
+
+def in_groups(items: Iterable, size: int) -> Iterator[list]:
+    """Lists of `size` items that follow each other; the last may be shorter."""
+    items = iter(items)
+    while group := list(islice(items, size)):
+        yield group
+
+
 def run_ahead(items: Iterator, n_ahead: int) -> Iterator:
-    """Yield what `items` yields, made by a thread of its own that is at most `n_ahead` items in front."""
+    """Yield what `items` yields, made by a thread that is at most `n_ahead` items in front."""
     end = object()
     with ThreadPoolExecutor(1) as pool:
         waiting = deque(pool.submit(next, items, end) for _ in range(n_ahead))
@@ -290,20 +298,3 @@ def run_ahead(items: Iterator, n_ahead: int) -> Iterator:
         finally:
             for future in waiting:
                 future.cancel()
-
-
-def write_video(path: Path, frames: Iterable[np.ndarray], fps: int = 30, crf: int = 23) -> None:
-    """Write frames as H.264 in yuv420p, at constant quality `crf` (lower is better; 23 is x264's default).
-
-    Width and height must be even. The same frames give the same bytes: one encoder thread, and no macroblock
-    tree, which made the first file of a process differ from the others (seen with the x264 of PyAV 18.1).
-    """
-    with av.open(str(path), "w", format="mp4") as container:
-        stream = container.add_stream("libx264", rate=Fraction(fps))
-        stream.pix_fmt = "yuv420p"
-        stream.options = {"crf": str(crf), "preset": "veryfast", "threads": "1", "x264-params": "mbtree=0"}
-        for number, frame in enumerate(frames):
-            if number == 0:
-                stream.height, stream.width = frame.shape[:2]
-            container.mux(stream.encode(av.VideoFrame.from_ndarray(frame, format="rgb24")))
-        container.mux(stream.encode())

@@ -1,4 +1,5 @@
-"""The site: executed notebooks and a few pages. It loads nothing from outside, so it opens from a folder, offline."""
+"""The site: executed notebooks and a few pages. It loads nothing from outside, so it opens from a
+folder, offline."""
 
 import sys
 from pathlib import Path
@@ -49,7 +50,9 @@ def visit_inline(self, node: nodes.math) -> None:
 
 def visit_block(self, node: nodes.math_block) -> None:
     """The same for a formula of its own line."""
-    self.body.append(f'<div class="math">{latex2mathml.converter.convert(node.astext(), display="block")}</div>')
+    self.body.append(
+        f'<div class="math">{latex2mathml.converter.convert(node.astext(), display="block")}</div>'
+    )
     raise nodes.SkipNode
 
 

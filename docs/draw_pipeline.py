@@ -7,26 +7,31 @@ import numpy as np
 from matplotlib.axes import Axes
 
 from dfdc_lib import augment, plots
+from dfdc_lib.config import MARGINS
 from dfdc_lib.faces import FaceDetector
 from dfdc_lib.geometry import add_margin, crop_box, isotropic_resize, pad_to_square
-from dfdc_lib.sample import make_sample, read_recipes
+from dfdc_lib.rehearsal.sample import make_sample, read_recipes
 from dfdc_lib.ssim import ssim_difference
 from dfdc_lib.video import iterate_frames
 
 ROOT = Path(__file__).resolve().parent.parent
 SIZE, FRAME = 200, 30
-STEPS = ("1  detect", "2  crop", "3  mask (training)", "4  augment (training)", "5  score", "6  join")
+STEPS = ["1  detect", "2  crop", "3  mask (training)", "4  augment (training)"]
+STEPS += ["5  score", "6  join"]
 
 
 def main() -> None:
     data = make_sample(ROOT / "data" / "sample")
     recipes = read_recipes(data)
-    fake_id = next(v for v, r in recipes.items() if r.get("fake", {}).get("method") == "swap" and is_plain(r))
+    swaps = {v: r for v, r in recipes.items() if r.get("fake", {}).get("method") == "swap"}
+    fake_id = next(video_id for video_id, recipe in swaps.items() if is_plain(recipe))
     fake = next(data.glob(f"*/{fake_id}.mp4"))
     original_id = next(v for v, r in recipes.items() if r["shot"] == recipes[fake_id]["shot"])
-    frame, real = (next(iterate_frames(fake.with_stem(v), [FRAME]))[1] for v in (fake_id, original_id))
+    frame, real = (
+        next(iterate_frames(fake.with_stem(v), [FRAME]))[1] for v in (fake_id, original_id)
+    )
     faces = FaceDetector().detect_resized([real])[0]
-    box = add_margin(faces.boxes[0], 0.2, frame.shape[1], frame.shape[0])
+    box = add_margin(faces.boxes[0], MARGINS["slides"], frame.shape[1], frame.shape[0])
     crop, mask = crop_box(frame, box), ssim_difference(crop_box(real, box), crop_box(frame, box))
     marked = plots.draw_faces(frame, faces.boxes, faces.landmarks)
     seen = crop_box(marked, square((0, 0, frame.shape[1], frame.shape[0]), frame, box))
@@ -40,7 +45,12 @@ def main() -> None:
 def is_plain(recipe: dict) -> bool:
     """One person, a wide frame, a manipulation that can be seen without being crude."""
     shot, strength = recipe["shot"], recipe["fake"]["strength"]
-    return shot["width"] == 480 and len(shot["identities"]) == 1 and not shot["leaves_frame"] and 0.2 < strength < 0.6
+    return (
+        shot["width"] == 480
+        and len(shot["identities"]) == 1
+        and not shot["leaves_frame"]
+        and 0.2 < strength < 0.6
+    )
 
 
 def square(box: tuple, frame: np.ndarray, around: tuple) -> tuple[int, int, int, int]:
@@ -51,18 +61,23 @@ def square(box: tuple, frame: np.ndarray, around: tuple) -> tuple[int, int, int,
     return x0, y0, x0 + side, y0 + side
 
 
-def draw(frame: np.ndarray, crop: np.ndarray, mask: np.ndarray, augmented: np.ndarray) -> plt.Figure:
-    """Six squares of one size, with titles that can be read on a phone: frame, crop, mask, crops, network, scores.
+def draw(
+    frame: np.ndarray, crop: np.ndarray, mask: np.ndarray, augmented: np.ndarray
+) -> plt.Figure:
+    """Six squares of one size, with titles that can be read on a phone.
 
-    frame, augmented (S, S, 3), crop (H, W, 3) uint8 RGB; mask (H, W) uint8. The scores explain, and are not measured.
+    frame, augmented (S, S, 3), crop (H, W, 3) uint8 RGB; mask (H, W) uint8. The scores explain, and
+    are not measured.
     """
     figure, axes = plt.subplots(2, 3, figsize=(7.5, 5.6), layout="constrained")
-    for axis, title, picture in zip(axes.flat, STEPS, (frame, crop, mask, augmented, None, None), strict=True):
+    pictures = (frame, crop, mask, augmented, None, None)
+    for axis, title, picture in zip(axes.flat, STEPS, pictures, strict=True):
         axis.set_title(title, fontsize=14, loc="left", pad=7)
         axis.axis("off")
         axis.set_box_aspect(1)
         if picture is not None:
-            axis.imshow(pad_to_square(isotropic_resize(picture, 420), 420), cmap="magma", vmin=0, vmax=255)
+            padded = pad_to_square(isotropic_resize(picture, 420), 420)
+            axis.imshow(padded, cmap="magma", vmin=0, vmax=255)
     draw_network(axes[1, 1])
     draw_joining(axes[1, 2])
     return figure

@@ -1,10 +1,11 @@
-"""What twelve models say about every frame of held-out videos. Writes experiments/frame_scores.csv (about 5 minutes).
+"""What twelve models say about every frame of held-out videos. Writes experiments/frame_scores.csv
+(about 5 minutes).
 
     python -m experiments.seeds && python -m experiments.frame_scores
 
-The models are those of experiments/seeds.py; each video is scored by those that never saw its fold. One line a face,
-p_fake of each model in a column: seed_0 … seed_7, and longer_0 … longer_3 which were trained four times as long.
-Notebooks 08 and 09 show the table.
+The models are those of experiments/seeds.py; each video is scored by those that never saw its fold.
+One line a face, p_fake of each model in a column: seed_0 … seed_7, and longer_0 … longer_3 which
+were trained four times as long. Notebooks 08 and 09 show the table.
 """
 
 import argparse
@@ -16,10 +17,9 @@ from benchmarks.measure import stamp
 from dfdc_lib.config import PredictConfig
 from dfdc_lib.dataset import read_folds
 from dfdc_lib.metadata import read_metadata
-from dfdc_lib.model import load_checkpoint
-from dfdc_lib.paths import WorkFolder
-from dfdc_lib.predict import predict_videos
-from dfdc_lib.sample import read_methods
+from dfdc_lib.predict import load_models, predict_videos
+from dfdc_lib.rehearsal.sample import read_methods
+from dfdc_lib.store import WorkFolder
 from experiments.seeds import ARMS, FOLDS
 
 TABLE = Path(__file__).with_suffix(".csv")
@@ -28,17 +28,16 @@ FRAMES = 48  # all that a video of the sample has
 
 def score_fold(data: Path, work: WorkFolder, fold: int) -> pd.DataFrame:
     """The faces of a fold's videos: video_id, frame_idx, face_idx and a column a seed."""
-    models = {
-        f"{arm}_{seed}": load_checkpoint(work.run(f"{arm}_{fold}_{seed}") / "last.pt")
-        for arm in ("seed", "longer")
-        for seed in ARMS[arm][1]
-    }
+    names = [f"{arm}_{seed}" for arm in ("seed", "longer") for seed in ARMS[arm][1]]
+    paths = [work.run(name.replace("_", f"_{fold}_")) / "last.pt" for name in names]
+    models = dict(zip(names, load_models(paths).values(), strict=True))
     crops = read_folds(work)
     files = read_metadata(data).set_index("video_id").file
-    paths = [data / files[video_id] for video_id in sorted(crops.video_id[crops.fold == fold].unique())]
-    tables = []
-    for verdict in predict_videos(paths, models, PredictConfig(FRAMES)):
-        wide = verdict.faces.pivot_table(index=["frame_idx", "face_idx"], columns="checkpoint", values="p_fake")
+    held_out = sorted(crops.video_id[crops.fold == fold].unique())
+    videos, tables = [data / files[video_id] for video_id in held_out], []
+    for verdict in predict_videos(videos, models, PredictConfig(FRAMES)):
+        face = ["frame_idx", "face_idx"]
+        wide = verdict.faces.pivot_table(index=face, columns="checkpoint", values="p_fake")
         tables.append(wide.reset_index().assign(video_id=verdict.video.stem))
         print(f"{verdict.video.stem}: {verdict.status}", flush=True)
     return pd.concat(tables).assign(fold=fold)
@@ -46,12 +45,16 @@ def score_fold(data: Path, work: WorkFolder, fold: int) -> pd.DataFrame:
 
 def main() -> None:
     """Score the videos, write the table."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--data", type=Path, default=Path("data/audit"))
     data = parser.parse_args().data
     faces = pd.concat([score_fold(data, WorkFolder.beside(data), fold) for fold in FOLDS])
     about = read_metadata(data).set_index("video_id")[["label", "original_id"]]
-    table = faces.join(about, on="video_id").assign(method=faces.video_id.map(read_methods(data)).fillna("original"))
+    table = faces.join(about, on="video_id").assign(
+        method=faces.video_id.map(read_methods(data)).fillna("original")
+    )
     first = ["video_id", "label", "original_id", "method", "fold", "frame_idx", "face_idx"]
     table = table[first + sorted(set(table) - set(first))]
     made = ", ".join(stamp("timm").values())  # once, as a comment: a column would double the file

@@ -1,4 +1,5 @@
-"""What the experiments with several seeds share: AUC seed by seed, and how far a mean over seeds can be trusted."""
+"""What the experiments with several seeds share: AUC seed by seed, and how far a mean over seeds
+can be trusted."""
 
 import numpy as np
 import pandas as pd
@@ -7,21 +8,28 @@ from dfdc_lib.metrics import auc, bootstrap_interval
 
 
 def compare_auc(scored: pd.DataFrame, column: str, against: str | None = None) -> dict[str, float]:
-    """AUC of a column of scores, or by how much it exceeds that of another one: value, low, high, same_sign.
+    """AUC of a column of scores, or by how much it exceeds that of another one: value, low, high,
+    same_sign.
 
-    scored: one row a picture or video, with label, original_id and seed. Each seed has a network of its own, so AUC is
-    taken within each seed, then averaged. low, high: 95 % by bootstrap over originals, the networks being what they
-    are: what another training would give is not in it. same_sign: do all seeds agree which column is better?
+    scored: one row a picture or video, with label, original_id and seed. Each seed has a network of
+    its own, so AUC is taken within each seed, then averaged. low, high: 95 % by bootstrap over
+    originals, the networks being what they are: what another training would give is not in it.
+    same_sign: do all seeds agree which column is better?
     """
     columns = [column, against or column, "seed"]
 
     def of_seeds(labels: np.ndarray, values: np.ndarray) -> np.ndarray:
-        of = [(labels[values[:, 2] == seed], values[values[:, 2] == seed]) for seed in np.unique(values[:, 2])]
+        of = [
+            (labels[values[:, 2] == seed], values[values[:, 2] == seed])
+            for seed in np.unique(values[:, 2])
+        ]
         other = [auc(y, v[:, 1]) if against else 0 for y, v in of]
         return np.array([auc(y, v[:, 0]) for y, v in of]) - other
 
     def mean_of_seeds(labels: np.ndarray, values: np.ndarray) -> float:
-        return float(np.nanmean(of_seeds(labels, values)))  # a draw may leave one seed without reals
+        return float(
+            np.nanmean(of_seeds(labels, values))
+        )  # a draw may leave one seed without reals
 
     values, labels = scored[columns].to_numpy(float), scored.label.to_numpy()
     low, high = bootstrap_interval(mean_of_seeds, labels, values, scored.original_id, n_draws=500)

@@ -1,12 +1,14 @@
-"""Does a detector know a method it has not seen? Writes experiments/leave_one_out.csv (26 minutes on two cores).
+"""Does a detector know a method it has not seen? Writes experiments/leave_one_out.csv (26 minutes
+on two cores).
 
     python -m experiments.leave_one_out
 
-A sample on which nothing was tuned, three methods of making a fake. The demo's small encoder is trained on two of them
-and judged on held-out videos of the third; with and without self-blending (`dfdc train --self-blend`). Beside that:
-trained on all three, and on self-blended pictures alone, without any fake. Each seed holds out another part. One line
-an arm, method and seed, over the held-out videos of that method against all held-out real ones; then one line of all
-seeds together (the mean of their AUC), and how far it is from the arm "left out"; 95 % intervals by bootstrap over
+A sample on which nothing was tuned, three methods of making a fake. The demo's small encoder is
+trained on two of them and judged on held-out videos of the third; with and without self-blending
+(`dfdc train --self-blend`). Beside that: trained on all three, and on self-blended pictures alone,
+without any fake. Each seed holds out another part. One line an arm, method and seed, over the
+held-out videos of that method against all held-out real ones; then one line of all seeds together
+(the mean of their AUC), and how far it is from the arm "left out"; 95 % intervals by bootstrap over
 originals. The steps are the same in all arms: what one arm adds, another kind of fake gives up.
 """
 
@@ -22,9 +24,9 @@ from benchmarks.measure import stamp
 from dfdc_lib.config import DEMO_TRAINING
 from dfdc_lib.dataset import read_folds
 from dfdc_lib.metrics import auc, log_loss
-from dfdc_lib.paths import WorkFolder
-from dfdc_lib.preprocess import preprocess
-from dfdc_lib.sample import make_sample, read_methods
+from dfdc_lib.ops.pipeline import preprocess
+from dfdc_lib.rehearsal.sample import make_sample, read_methods
+from dfdc_lib.store import WorkFolder
 from dfdc_lib.train import score_videos, train
 from experiments.intervals import compare_auc
 from experiments.sample_audit import UNTUNED_SEED
@@ -32,7 +34,8 @@ from experiments.sample_audit import UNTUNED_SEED
 TABLE = Path(__file__).with_suffix(".csv")
 METHODS = ("swap", "mouth", "rewarp")
 SEEDS = 3  # seed i holds out part i
-# arm → (is the judged method left out of training?, self_blend). The last arm never sees a fake: one run serves all.
+# arm → (is the judged method left out of training?, self_blend). The last arm never sees a fake:
+# one run serves all.
 ARMS = {
     "seen": (False, 0.0),
     "left out": (True, 0.0),
@@ -42,7 +45,8 @@ ARMS = {
 
 
 def without_method(work: WorkFolder, methods: pd.Series, method: str, fold: int) -> WorkFolder:
-    """A work folder beside `work` with the same crops, in which a method's fakes are only in the held-out fold."""
+    """A work folder beside `work` with the same crops, in which a method's fakes are only in the
+    held-out fold."""
     rows = read_folds(work)
     kept = (rows.video_id.map(methods) != method) | (rows.fold == fold)
     without = WorkFolder(work.root.with_name(f"{work.root.name}-without-{method}-{fold}"))
@@ -51,19 +55,20 @@ def without_method(work: WorkFolder, methods: pd.Series, method: str, fold: int)
         link = without.root / name
         if not link.is_symlink():
             link.symlink_to((work.root / name).resolve(), target_is_directory=True)
-    shutil.copy(work.source, without.source)
+    shutil.copy(work.recipe, without.recipe)
     rows[kept].to_csv(without.folds, index=False)
     return without
 
 
-def judge(name: str, work: WorkFolder, seed: int, self_blend: float) -> pd.DataFrame:
+def train_arm(name: str, work: WorkFolder, seed: int, self_blend: float) -> pd.DataFrame:
     """Train one detector; its held-out videos with their p_fake."""
     config = replace(DEMO_TRAINING, fold=seed, seed=seed, self_blend=self_blend)
     return score_videos(train(work, config, name).require_finished().held_out).assign(seed=seed)
 
 
 def run_arm(work: WorkFolder, methods: pd.Series, arm: str, seed: int) -> pd.DataFrame:
-    """The held-out videos of one arm and seed, once for each judged method: real, and fake by that method."""
+    """The held-out videos of one arm and seed, once for each judged method: real, and fake by that
+    method."""
     leaves_out, share = ARMS[arm]
     tables = []
     for method in METHODS:
@@ -71,10 +76,12 @@ def run_arm(work: WorkFolder, methods: pd.Series, arm: str, seed: int) -> pd.Dat
             folder, name = without_method(work, methods, method, seed), f"blend_{share}_{seed}"
         else:
             folder, name = work, f"leave_none_out_blend_{share}_{seed}"
-        videos = judge(name, folder, seed, share)  # a finished run is only read again
+        videos = train_arm(name, folder, seed, share)  # a finished run is only read again
         judged = videos[videos.video_id.map(methods).fillna("real").isin(["real", method])]
         tables.append(judged.assign(arm=arm, method=method))
-        print(f"{arm}, seed {seed}, {method}: AUC {auc(judged.label, judged.p_fake):.3f}", flush=True)
+        print(
+            f"{arm}, seed {seed}, {method}: AUC {auc(judged.label, judged.p_fake):.3f}", flush=True
+        )
     return pd.concat(tables)
 
 
@@ -82,13 +89,21 @@ def summarise(videos: pd.DataFrame, arm: str, method: str) -> list[dict]:
     """Lines of the table: each seed, then all, and how far these are from the arm "left out"."""
     key = ["seed", "video_id", "label", "original_id"]
     here = videos[videos.method == method]
-    both = here[here.arm == arm].merge(here[here.arm == "left out"], on=key, suffixes=("", "_left_out"))
+    both = here[here.arm == arm].merge(
+        here[here.arm == "left out"], on=key, suffixes=("", "_left_out")
+    )
     lines = []
     for seed, rows in [*both.groupby("seed"), ("all", both)]:
         found = compare_auc(rows, "p_fake")
         line = {"arm": arm, "method": method, "seed": seed, "auc": found["value"]}
-        line |= {"auc_low": found["low"], "auc_high": found["high"], "log_loss": log_loss(rows.label, rows.p_fake)}
-        lines.append(line | {"originals": rows.original_id.nunique(), "fakes": int(rows.label.sum())})
+        line |= {
+            "auc_low": found["low"],
+            "auc_high": found["high"],
+            "log_loss": log_loss(rows.label, rows.p_fake),
+        }
+        lines.append(
+            line | {"originals": rows.original_id.nunique(), "fakes": int(rows.label.sum())}
+        )
     if arm != "left out":
         gained = compare_auc(both, "p_fake", "p_fake_left_out")
         lines[-1] |= {f"against_{name}": value for name, value in gained.items()}
@@ -97,7 +112,9 @@ def summarise(videos: pd.DataFrame, arm: str, method: str) -> list[dict]:
 
 def main() -> None:
     """Train everything, or go on; write the table."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--data", type=Path, default=Path("data/audit"))
     args = parser.parse_args()
     data = make_sample(args.data, seed=UNTUNED_SEED, workers=os.cpu_count() or 1)

@@ -1,16 +1,18 @@
-"""Margin against artifact: which margin shows which family best? Writes experiments/margins.csv (33 minutes).
+"""Margin against artifact: which margin shows which family best? Writes experiments/margins.csv (33
+minutes).
 
     python -m experiments.margins
 
-The real faces of a sample on which nothing was tuned, cut with a margin of 100 %. Each is made a fake four times, once
-by each family of notebook 10, at a strength drawn at random; the face and its fakes then pass through one JPEG of the
-same quality. From these pictures the crops of every margin are cut: the fakes are the same, only the view differs.
+The real faces of a sample on which nothing was tuned, cut with a margin of 100 %. Each is made a
+fake four times, once by each family of notebook 10, at a strength drawn at random; the face and its
+fakes then pass through one JPEG of the same quality. From these pictures the crops of every margin
+are cut: the fakes are the same, only the view differs.
 
-One small detector of all four families is trained for each margin and seed (seed i holds out part i), in two arms.
-"input": the network's input stays 112 pixels wide, so that a larger margin shows a smaller face. "face": the input
-grows with the margin, so that the face keeps its size. One line an arm, margin and family: the AUC of its held-out
-crops against the real ones, mean of the seeds, and its difference to the AUC at 20 %; 95 % intervals by bootstrap over
-originals.
+One small detector of all four families is trained for each margin and seed (seed i holds out part
+i), in two arms. "input": the network's input stays 112 pixels wide, so that a larger margin shows a
+smaller face. "face": the input grows with the margin, so that the face keeps its size. One line an
+arm, margin and family: the AUC of its held-out crops against the real ones, mean of the seeds, and
+its difference to the AUC at 20 %; 95 % intervals by bootstrap over originals.
 """
 
 import argparse
@@ -26,11 +28,13 @@ import numpy as np
 import pandas as pd
 
 from benchmarks.measure import stamp
-from dfdc_lib.config import DEMO_TRAINING, PreprocessConfig
-from dfdc_lib.dataset import read_folds, read_places
-from dfdc_lib.forensics import recompress
+from dfdc_lib.config import DEMO_TRAINING, Margin, PreprocessConfig
+from dfdc_lib.dataset import read_faces, read_folds
 from dfdc_lib.geometry import add_margin, crop_box
-from dfdc_lib.manipulate import (
+from dfdc_lib.ops.pipeline import FOLD_COLUMNS, PLACE_COLUMNS, preprocess
+from dfdc_lib.progress import require
+from dfdc_lib.rehearsal.forensics import recompress
+from dfdc_lib.rehearsal.manipulate import (
     NotAFace,
     blending_artifact,
     encoding_difference,
@@ -39,23 +43,27 @@ from dfdc_lib.manipulate import (
     visual_defect,
     warping_artifact,
 )
-from dfdc_lib.paths import WorkFolder, face_file, read_png, write_json, write_png
-from dfdc_lib.preprocess import FOLD_COLUMNS, preprocess
-from dfdc_lib.progress import require
-from dfdc_lib.sample import make_sample
+from dfdc_lib.rehearsal.sample import make_sample
+from dfdc_lib.store import WorkFolder, face_file, read_png, write_json, write_png
 from dfdc_lib.train import train
 from experiments.intervals import compare_auc
 from experiments.sample_audit import UNTUNED_SEED
 
 TABLE = Path(__file__).with_suffix(".csv")
 MARGINS = (0.0, 0.1, 0.2, 0.33, 0.5, 1.0)
-# family → the range its strength is drawn from, so that a detector at 20 % is neither blind nor perfect. Chosen on the
-# demo's sample; the table is made on another.
-FAMILIES = {"visual": (0.2, 0.6), "encoding": (0.9, 1.0), "warping": (0.05, 0.25), "blending": (0.2, 0.8)}
-# arm → its margins. (At 100 % most crops are cut off by the frame: no input would keep the size of the face.)
+# family → the range its strength is drawn from, so that a detector at 20 % is neither blind nor
+# perfect. Chosen on the demo's sample; the table is made on another.
+FAMILIES = {
+    "visual": (0.2, 0.6),
+    "encoding": (0.9, 1.0),
+    "warping": (0.05, 0.25),
+    "blending": (0.2, 0.8),
+}
+# arm → its margins. (At 100 % most crops are cut off by the frame: no input would keep the size of
+# the face.)
 ARMS = {"input": MARGINS, "face": MARGINS[:-1]}
 SEEDS = 3  # detectors a margin: number i has seed i and holds out part i
-WIDE = PreprocessConfig(margin=1.0, every=12)
+WIDE = PreprocessConfig(margin=Margin(1.0), every=12)
 
 
 class Face(NamedTuple):
@@ -67,16 +75,18 @@ class Face(NamedTuple):
     landmarks: np.ndarray
 
 
-def read_faces(data: Path, work: WorkFolder, originals: int) -> list[Face]:
-    """The first person of each original at every 12th frame, where the whole face is in the picture."""
+def gather_faces(data: Path, work: WorkFolder, originals: int) -> list[Face]:
+    """The first person of each original at every 12th frame, where the whole face is in the
+    picture."""
     preprocess(data, work, WIDE, os.cpu_count() or 1, originals, stages=("detect", "crop", "folds"))
     rows, faces = read_folds(work), []
     rows = rows[(rows.label == 0) & (rows.face_idx == 0)]
     for original_id, crops in rows.groupby("original_id"):
-        places = read_places(work, original_id)
+        found = read_faces(work, original_id)  # in pixels of the frame
         for _, row in crops.iterrows():
-            name = face_file(row.frame_idx, row.face_idx)
-            face = Face(row, read_png(work.crops(original_id) / name), *places[name])
+            picture = read_png(work.crops(original_id) / face_file(row.frame_idx, row.face_idx))
+            (box, landmarks), corner = found[row.frame_idx, row.face_idx], [row.x0, row.y0]
+            face = Face(row, picture, box - np.tile(corner, 2), landmarks - corner)
             faces += [face] if is_whole(face) else []
     return faces
 
@@ -91,13 +101,21 @@ def is_whole(face: Face) -> bool:
 
 
 def nearest_donor(face: Face, faces: list[Face]) -> Face:
-    """The face of another original of the same part whose landmarks lie most alike, as Face X-ray looks for it."""
+    """The face of another original of the same part whose landmarks lie most alike, as Face X-ray
+    looks for it."""
 
     def shape(other: Face) -> np.ndarray:
         return (other.landmarks - other.landmarks.mean(axis=0)) / eyes_to_mouth(other.landmarks)
 
-    others = [f for f in faces if f.row.part == face.row.part and f.row.original_id != face.row.original_id]
-    require(others, f"a face is blended with another original's of its part, and part {face.row.part} has but one")
+    others = [
+        f
+        for f in faces
+        if f.row.part == face.row.part and f.row.original_id != face.row.original_id
+    ]
+    require(
+        others,
+        f"a face is blended with another original's, and part {face.row.part} has but one",
+    )
     return min(others, key=lambda other: np.abs(shape(other) - shape(face)).sum())
 
 
@@ -107,12 +125,15 @@ def falsify(face: Face, family: str, faces: list[Face], rng: np.random.Generator
     if family == "blending":
         donor = nearest_donor(face, faces)
         return blending_artifact(*given, donor.picture, donor.landmarks, rng, strength)[0]
-    make = {"visual": visual_defect, "encoding": encoding_difference, "warping": warping_artifact}[family]
+    make = {"visual": visual_defect, "encoding": encoding_difference, "warping": warping_artifact}[
+        family
+    ]
     return make(*given, rng, strength)[0]
 
 
 def make_pictures(faces: list[Face]) -> Iterator[tuple[Face, str, np.ndarray]]:
-    """Each face as it is ("real") and as a fake of each family, all stored once as JPEG of one quality."""
+    """Each face as it is ("real") and as a fake of each family, all stored once as JPEG of one
+    quality."""
     for number, face in enumerate(faces):
         quality = int(np.random.default_rng([number, len(FAMILIES)]).integers(85, 96))
         yield face, "real", recompress(face.picture, quality)
@@ -121,10 +142,15 @@ def make_pictures(faces: list[Face]) -> Iterator[tuple[Face, str, np.ndarray]]:
             yield face, family, recompress(falsify(face, family, faces, rng), quality)
 
 
-def cut_crops(pictures: list[tuple[Face, str, np.ndarray]], margin: float, work: WorkFolder, source: dict) -> None:
-    """Write the crops of one margin, and what training reads beside them; runs on another source are removed."""
-    source = source | {"margin": margin}
-    if work.root.exists() and (not work.source.exists() or work.read_source() != source):
+def cut_crops(
+    pictures: list[tuple[Face, str, np.ndarray]], margin: float, work: WorkFolder, recipe: dict
+) -> None:
+    """Write the crops of one margin, and what training reads beside them.
+
+    Runs on crops of another recipe are removed.
+    """
+    recipe = recipe | {"settings": recipe["settings"] | {"margin": str(Margin(margin))}}
+    if work.root.exists() and (not work.recipe.exists() or work.read_recipe() != recipe):
         shutil.rmtree(work.root)
     lines = []
     for face, family, picture in pictures:
@@ -132,26 +158,33 @@ def cut_crops(pictures: list[tuple[Face, str, np.ndarray]], margin: float, work:
         video_id = face.row.original_id if family == "real" else f"{face.row.original_id}-{family}"
         path = work.crops(video_id) / face_file(face.row.frame_idx, face.row.face_idx)
         path.parent.mkdir(parents=True, exist_ok=True)
-        write_png(path, crop_box(picture, add_margin(face.box, margin, width, height)))
-        lines.append(face.row.to_dict() | {"video_id": video_id, "label": int(family != "real")})
-    write_json(work.source, source)
-    pd.DataFrame(lines)[FOLD_COLUMNS].to_csv(work.folds, index=False)
+        place = add_margin(face.box, Margin(margin), width, height)
+        write_png(path, crop_box(picture, place))
+        line = face.row.to_dict() | dict(zip(PLACE_COLUMNS, place, strict=True))
+        lines.append(line | {"video_id": video_id, "label": int(family != "real")})
+    write_json(work.recipe, recipe)
+    table = pd.DataFrame(lines).assign(file="")  # nothing reads the paths
+    table[FOLD_COLUMNS + PLACE_COLUMNS].to_csv(work.folds, index=False)
 
 
 def input_size(arm: str, margin: float) -> int:
-    """The side of the network's input: as for a margin of 20 %, or so that the face has the size it has there."""
+    """The side of the network's input: as for a margin of 20 %, or so that the face has the size it
+    has there."""
     return 112 if arm == "input" else 8 * round(112 * (1 + 2 * margin) / 1.4 / 8)
 
 
 def train_one(work: WorkFolder, size: int, fold: int, steps: int) -> pd.DataFrame:
     """Train a detector of all families on the other parts; the held-out crops with their p_fake."""
-    settings = replace(DEMO_TRAINING, size=size, fold=fold, seed=fold, steps=steps, epoch_steps=steps)
+    settings = replace(
+        DEMO_TRAINING, size=size, fold=fold, seed=fold, steps=steps, epoch_steps=steps
+    )
     crops = train(work, settings, f"size_{size}_{fold}", overwrite=True).require_finished().held_out
     return crops.assign(family=crops.video_id.str.partition("-")[2].replace("", "real"), seed=fold)
 
 
 def summarise(views: dict[float, pd.DataFrame]) -> Iterator[dict]:
-    """Lines of one arm: AUC of each margin and family, and how far it is from that of 20 %. views: margin → crops."""
+    """Lines of one arm: AUC of each margin and family, and how far it is from that of 20 %. views:
+    margin → crops."""
     key = ["original_id", "frame_idx", "family", "label", "seed"]
     columns = [crops.set_index(key).p_fake.rename(str(margin)) for margin, crops in views.items()]
     joined = pd.concat(columns, axis=1, join="inner").reset_index()
@@ -173,44 +206,76 @@ def compare_to_slides(rows: pd.DataFrame, margin: float) -> dict:
     """By how much AUC at this margin exceeds that at 20 %."""
     if margin == 0.2:
         return {}
-    return {f"against_20_{name}": value for name, value in compare_auc(rows, str(margin), "0.2").items()}
+    return {
+        f"against_20_{name}": value for name, value in compare_auc(rows, str(margin), "0.2").items()
+    }
 
 
 def main() -> None:
     """Train everything, or go on; write the table."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--data", type=Path, help="another data set than the one made for this (needs --out)")
-    parser.add_argument("--work", type=Path, help="beside it go crops and detectors (default: as of preprocessing)")
-    parser.add_argument("--originals", type=int, default=0, help="take only so many, evenly over the parts (--out)")
-    parser.add_argument("--margins", type=float, nargs="+", default=MARGINS, help="only these (--out)")
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "--data", type=Path, help="another data set than the one made for this (needs --out)"
+    )
+    parser.add_argument(
+        "--work", type=Path, help="beside it go crops and detectors (default: as of preprocessing)"
+    )
+    parser.add_argument(
+        "--originals", type=int, default=0, help="take only so many, evenly over the parts (--out)"
+    )
+    parser.add_argument(
+        "--margins", type=float, nargs="+", default=MARGINS, help="only these (--out)"
+    )
     parser.add_argument("--seeds", type=int, default=SEEDS, help="detectors a margin (--out)")
-    parser.add_argument("--arms", nargs="+", choices=ARMS, default=list(ARMS), help="only these (--out)")
-    parser.add_argument("--steps", type=int, default=DEMO_TRAINING.steps, help="of training (--out)")
+    parser.add_argument(
+        "--arms", nargs="+", choices=ARMS, default=list(ARMS), help="only these (--out)"
+    )
+    parser.add_argument(
+        "--steps", type=int, default=DEMO_TRAINING.steps, help="of training (--out)"
+    )
     parser.add_argument("--out", type=Path, help="write here instead of beside this script")
     args = parser.parse_args()
-    part = {name for name, value in vars(args).items() if value != parser.get_default(name)} - {"out", "work"}
+    part = {name for name, value in vars(args).items() if value != parser.get_default(name)} - {
+        "out",
+        "work",
+    }
     if part and not args.out:
-        parser.error(f"with {', '.join(sorted(part))} it is another experiment: name its table with --out")
-    data = args.data or make_sample(Path("data/audit"), seed=UNTUNED_SEED, workers=os.cpu_count() or 1)
+        parser.error(
+            f"with {', '.join(sorted(part))} it is another experiment: name its table with --out"
+        )
+    data = args.data or make_sample(
+        Path("data/audit"), seed=UNTUNED_SEED, workers=os.cpu_count() or 1
+    )
     home = args.work or WorkFolder.beside(data).root
     wide = WorkFolder(home.with_name(f"{home.name}-wide"))
-    faces = read_faces(data, wide, args.originals)
+    faces = gather_faces(data, wide, args.originals)
     require(faces, "no original shows a whole face")
     pictures, lines = list(make_pictures(faces)), []
-    works = {margin: WorkFolder(home.with_name(f"{home.name}-families-{margin}")) for margin in args.margins}
+    works = {
+        margin: WorkFolder(home.with_name(f"{home.name}-families-{margin}"))
+        for margin in args.margins
+    }
     digest = hashlib.sha256(b"".join(picture.tobytes() for _, _, picture in pictures)).hexdigest()
-    source = {"trained_on": wide.read_source()["trained_on"], "pictures": digest}
+    recipe = wide.read_recipe() | {"pictures": digest}
     for margin, work in works.items():
-        cut_crops(pictures, margin, work, source)
+        cut_crops(pictures, margin, work, recipe)
     for arm in args.arms:
         views = {}
         for margin in (m for m in args.margins if m in ARMS[arm]):
             size = input_size(arm, margin)
-            views[margin] = pd.concat([train_one(works[margin], size, i, args.steps) for i in range(args.seeds)])
+            views[margin] = pd.concat(
+                [train_one(works[margin], size, i, args.steps) for i in range(args.seeds)]
+            )
             print(f"{arm}, margin {margin:.0%}", flush=True)
         about = {"arm": arm, "seeds": args.seeds, "steps": args.steps}
-        lines += [about | {"input": input_size(arm, line["margin"])} | line for line in summarise(views)]
-    pd.DataFrame(lines).assign(**stamp("timm")).to_csv(args.out or TABLE, index=False, float_format="%.3f")
+        lines += [
+            about | {"input": input_size(arm, line["margin"])} | line for line in summarise(views)
+        ]
+    pd.DataFrame(lines).assign(**stamp("timm")).to_csv(
+        args.out or TABLE, index=False, float_format="%.3f"
+    )
 
 
 if __name__ == "__main__":

@@ -1,11 +1,13 @@
-"""What does each difference between upstream's code and the slides do to a score? Writes experiments/procedures.csv.
+"""What does each difference between upstream's code and the slides do to a score? Writes
+experiments/procedures.csv.
 
     python -m experiments.procedures
 
-Ten minutes on two cores. Videos of the sample, judged by a B7 whose weights follow a formula (doctor.formula_weights):
-it knows nothing of fakes, but builds on the same details of a crop as a trained one. Its last layer is scaled so that
-its scores spread: the logits of these crops have a mean of 0 and a standard deviation of 2. Each line is a video under
-upstream's procedure with one step done otherwise; `change` is what that does to the video's p_fake.
+Ten minutes on two cores. Videos of the sample, judged by a B7 whose weights follow a formula
+(doctor.formula_weights): it knows nothing of fakes, but builds on the same details of a crop as a
+trained one. Its last layer is scaled so that its scores spread: the logits of these crops have a
+mean of 0 and a standard deviation of 2. Each line is a video under upstream's procedure with one
+step done otherwise; `change` is what that does to the video's p_fake.
 """
 
 import argparse
@@ -23,13 +25,14 @@ import torch
 from benchmarks.measure import stamp
 from dfdc_lib.aggregate import confident_strategy
 from dfdc_lib.augment import valid_transforms
-from dfdc_lib.config import INFERENCE_THRESHOLDS
-from dfdc_lib.doctor import formula_weights
+from dfdc_lib.config import INFERENCE_THRESHOLDS, MARGINS, Margin
 from dfdc_lib.faces import FaceDetector, resize_for_detection
+from dfdc_lib.fast.scorers import make_scorer
 from dfdc_lib.geometry import cut_face, detector_scale, isotropic_resize, spread_indices
 from dfdc_lib.metadata import read_metadata
 from dfdc_lib.model import DeepfakeClassifier
-from dfdc_lib.sample import make_sample
+from dfdc_lib.ops.doctor import formula_weights
+from dfdc_lib.rehearsal.sample import make_sample
 from dfdc_lib.video import iterate_frames, probe
 
 TABLE = Path(__file__).with_suffix(".csv")
@@ -37,7 +40,8 @@ VIDEOS, FRAMES = 8, 16
 
 
 def halve(frame: np.ndarray, procedure: str = "upstream") -> tuple[np.ndarray, float]:
-    """The detector's input, and its scale: halved by Pillow, as upstream, or by the slides' rule."""
+    """The detector's input, and its scale: halved by Pillow, as upstream, or by the slides'
+    rule."""
     scale = 0.5 if procedure == "upstream" else detector_scale(*frame.shape[1::-1])
     return resize_for_detection(frame, procedure), scale
 
@@ -62,7 +66,7 @@ class Steps:
 
     spread: Callable = spread_indices
     shrink: Callable = halve
-    margin: float | str = "upstream"
+    margin: Margin = MARGINS["upstream"]
     resize: Callable = isotropic_resize
 
     def cut(self, path: Path, detector: FaceDetector, size: int) -> torch.Tensor:
@@ -71,7 +75,9 @@ class Steps:
         for _, frame in iterate_frames(path, self.spread(probe(path).n_frames, FRAMES)):
             picture, scale = self.shrink(frame)
             for box in detector.detect([picture])[0].scaled(1 / scale).boxes:
-                crops.append(transform(image=self.resize(cut_face(frame, box, self.margin), size))["image"])
+                crops.append(
+                    transform(image=self.resize(cut_face(frame, box, self.margin), size))["image"]
+                )
         return torch.stack(crops)
 
 
@@ -80,29 +86,36 @@ DIFFERENCES = {
     "none": UPSTREAM,
     "frame numbers rounded, not cut": replace(UPSTREAM, spread=round_indices),
     "halved by OpenCV (area), not by Pillow": replace(UPSTREAM, shrink=halve_by_opencv),
-    "boxes to a fraction of a pixel, not whole": replace(UPSTREAM, margin=1 / 3),
+    "boxes to a fraction of a pixel, not whole": replace(UPSTREAM, margin=Margin(1 / 3)),
     "the crop's shorter side rounded, not cut": replace(UPSTREAM, resize=round_sides),
-    "the detector's input by the slides' rule": replace(UPSTREAM, shrink=partial(halve, procedure="slides")),
-    "a margin of 20 %": replace(UPSTREAM, margin=0.2),
-    "the slides' procedure": Steps(shrink=partial(halve, procedure="slides"), margin=0.2),
+    "the detector's input by the slides' rule": replace(
+        UPSTREAM, shrink=partial(halve, procedure="slides")
+    ),
+    "a margin of 20 %": replace(UPSTREAM, margin=MARGINS["slides"]),
+    "the slides' procedure": Steps(
+        shrink=partial(halve, procedure="slides"), margin=MARGINS["slides"]
+    ),
 }
 
 
 def make_network(crops: torch.Tensor) -> DeepfakeClassifier:
-    """A B7 with weights by formula, whose logits of these crops have a mean of 0 and a standard deviation of 2."""
+    """A B7 with weights by formula, whose logits of these crops have a mean of 0 and a standard
+    deviation of 2."""
     model = DeepfakeClassifier("b7").eval()
     model.load_state_dict(formula_weights(model))
-    logits = model.speed_up(precision="fp32").predict(crops).logit()
+    logits = make_scorer(model, precision="fp32")(crops).logit()
     with torch.no_grad():
         scale = 2 / logits.std()
         model.fc.bias.copy_((model.fc.bias - logits.mean()) * scale)
         model.fc.weight *= scale
-    return model.speed_up(precision="fp32")
+    return model
 
 
 def main() -> None:
     """Judge each video in each way; write the table."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--data", type=Path, default=Path("data/sample"))
     data = make_sample(parser.parse_args().data, workers=os.cpu_count() or 1)
     files = read_metadata(data).file
@@ -110,14 +123,17 @@ def main() -> None:
     detector, size = FaceDetector(INFERENCE_THRESHOLDS), DeepfakeClassifier("b7").card.size
     upstream = {path: UPSTREAM.cut(path, detector, size) for path in paths}
     model, rows = make_network(torch.cat([crops[:4] for crops in upstream.values()])), []
+    score = make_scorer(model, precision="fp32")
     for difference, steps in DIFFERENCES.items():
         for path in paths:
             crops = upstream[path] if steps == UPSTREAM else steps.cut(path, detector, size)
-            scores = model.predict(crops).numpy()
+            scores = score(crops).numpy()
             rows.append((difference, path.stem, len(scores), confident_strategy(scores)))
         print(difference, flush=True)
     table = pd.DataFrame(rows, columns=["difference", "video_id", "n_faces", "p_fake"])
-    table["change"] = table.p_fake - table.video_id.map(table[table.difference == "none"].set_index("video_id").p_fake)
+    table["change"] = table.p_fake - table.video_id.map(
+        table[table.difference == "none"].set_index("video_id").p_fake
+    )
     table.assign(**stamp("timm", "facenet-pytorch", "opencv-python-headless", "pillow")).to_csv(
         TABLE, index=False, float_format="%.5f"
     )

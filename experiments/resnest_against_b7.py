@@ -1,12 +1,15 @@
-"""The experiment that the slides left open: does ResNeSt, then the state of the art, beat EfficientNet-B7?
+"""The experiment that the slides left open: does ResNeSt, then the state of the art, beat
+EfficientNet-B7?
 
     torchrun --nproc-per-node 4 -m experiments.resnest_against_b7 --work data/work/dfdc --pretrained
-    python -m experiments.resnest_against_b7 --work data/work/sample --rehearse        # a minute on two CPU cores
+    python -m experiments.resnest_against_b7 --work data/work/sample --rehearse        # a minute on
+    two CPU cores
 
-Four arms, each with the same data, schedule and augmentation, and several seeds. A run that was interrupted goes on.
-Writes experiments/resnest_against_b7.csv: log loss over held-out videos, its spread over seeds, the difference to B7
-with an interval by bootstrap over originals. A rehearsal takes a few steps with small pictures, to show that every arm
-runs and what a step costs; its table goes to the work folder, and its losses mean nothing.
+Four arms, each with the same data, schedule and augmentation, and several seeds. A run that was
+interrupted goes on. Writes experiments/resnest_against_b7.csv: log loss over held-out videos, its
+spread over seeds, the difference to B7 with an interval by bootstrap over originals. A rehearsal
+takes a few steps with small pictures, to show that every arm runs and what a step costs; its table
+goes to the work folder, and its losses mean nothing.
 """
 
 import argparse
@@ -23,8 +26,8 @@ import pandas as pd
 from benchmarks.measure import stamp
 from dfdc_lib.config import TrainConfig, encoder_preset
 from dfdc_lib.metrics import bootstrap_interval
-from dfdc_lib.model import cost_of
-from dfdc_lib.paths import WorkFolder, write_json
+from dfdc_lib.ops.cost import cost_of
+from dfdc_lib.store import WorkFolder, write_json
 from dfdc_lib.train import Run, score_videos, train
 
 TABLE = Path(__file__).with_suffix(".csv")
@@ -34,27 +37,51 @@ ARMS = {  # name → encoder, input size; notebook 07 counts what is equal
     "equal size": ("resnest200", 380),
     "equal size and compute": ("resnest200", 208),
 }
-REHEARSAL = {"steps": 4, "epoch_steps": 4, "batch": 4, "size": 64, "valid_every": 10_000, "precision": "no"}
+REHEARSAL = {
+    "steps": 4,
+    "epoch_steps": 4,
+    "batch": 4,
+    "size": 64,
+    "valid_every": 10_000,
+    "precision": "no",
+}
 
 
 def configure(arm: str, seed: int, fold: int) -> TrainConfig:
-    """The slides' settings for one arm: only the network differs, and the batch as far as memory asks for it."""
+    """The slides' settings for one arm: only the network differs, and the batch as far as memory
+    asks for it."""
     encoder, size = ARMS[arm]
     config = TrainConfig(encoder=encoder, size=size, seed=seed, fold=fold, precision="fp16")
     return replace(config, batch=encoder_preset(encoder).batch)
 
 
-def train_arm(work: WorkFolder, arm: str, config: TrainConfig, name: str, **options) -> tuple[Run, dict]:
-    """Train or go on; return the run, and seconds a step, machine, date and versions of the training."""
+def train_arm(
+    work: WorkFolder, arm: str, config: TrainConfig, name: str, **options
+) -> tuple[Run, dict]:
+    """Train or go on; return the run, and seconds a step, machine, date and versions of the
+    training."""
     times = []  # (step, when): a GPU's progress comes every tenth step
     name = f"{name}_{arm.replace(' ', '_')}_{config.seed}"
-    run = train(work, config, name, progress=lambda step, *_: times.append((step, time.monotonic())), **options)
+    run = train(
+        work,
+        config,
+        name,
+        progress=lambda step, *_: times.append((step, time.monotonic())),
+        **options,
+    )
     run.require_finished()
     made = run.folder / "made.json"
     if len(times) > 1:
         steps, when = np.array(times).T
-        write_json(made, {"seconds_a_step": float(np.median(np.diff(when) / np.diff(steps)))} | stamp("timm"))
-    about = json.loads(made.read_text()) if made.exists() else {"seconds_a_step": float("nan")} | stamp("timm")
+        write_json(
+            made,
+            {"seconds_a_step": float(np.median(np.diff(when) / np.diff(steps)))} | stamp("timm"),
+        )
+    about = (
+        json.loads(made.read_text())
+        if made.exists()
+        else {"seconds_a_step": float("nan")} | stamp("timm")
+    )
     return run, about
 
 
@@ -66,18 +93,26 @@ def video_losses(run: Run) -> pd.DataFrame:
 
 
 def summarise(losses: pd.DataFrame, made: dict[str, list[dict]], size: int) -> pd.DataFrame:
-    """One line an arm. losses: columns arm, seed, video_id, label, original_id, loss. size: 0 for each arm's own.
+    """One line an arm. losses: columns arm, seed, video_id, label, original_id, loss. size: 0 for
+    each arm's own.
 
     made: arm → what `train_arm` says about each seed.
     """
-    of_video = losses.groupby(["arm", "video_id"]).loss.mean().unstack(0)  # mean over seeds: (videos, arms)
+    of_video = (
+        losses.groupby(["arm", "video_id"]).loss.mean().unstack(0)
+    )  # mean over seeds: (videos, arms)
     about = losses.drop_duplicates("video_id").set_index("video_id").loc[of_video.index]
     lines = []
     for arm, (encoder, own_size) in ARMS.items():
         seconds = np.nanmedian([run["seconds_a_step"] for run in made[arm]])
         gap = of_video[arm] - of_video["B7"]
-        low, high = bootstrap_interval(lambda _, values: values.mean(), about.label, gap, about.original_id)
-        of_seed, cost = losses[losses.arm == arm].groupby("seed").loss.mean(), cost_of(encoder, size or own_size)
+        low, high = bootstrap_interval(
+            lambda _, values: values.mean(), about.label, gap, about.original_id
+        )
+        of_seed, cost = (
+            losses[losses.arm == arm].groupby("seed").loss.mean(),
+            cost_of(encoder, size or own_size),
+        )
         lines.append(
             {"arm": arm, "encoder": encoder, "size": size or own_size}
             | {"million_parameters": cost.parameters / 1e6, "gmacs": cost.macs / 1e9, "seconds_a_step": seconds}
@@ -90,12 +125,18 @@ def summarise(losses: pd.DataFrame, made: dict[str, list[dict]], size: int) -> p
 
 def main() -> None:
     """Run all arms and seeds, then write the table (the first process alone)."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--work", type=Path, required=True)
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--fold", type=int, default=0)
-    parser.add_argument("--workers", type=int, default=8, help="processes that read crops, of each GPU")
-    parser.add_argument("--pretrained", type=Path, nargs="?", const=True, default=False, metavar="FOLDER")
+    parser.add_argument(
+        "--workers", type=int, default=8, help="processes that read crops, of each GPU"
+    )
+    parser.add_argument(
+        "--pretrained", type=Path, nargs="?", const=True, default=False, metavar="FOLDER"
+    )
     parser.add_argument("--rehearse", action="store_true")
     args = parser.parse_args()
     work, name = WorkFolder(args.work), "rehearsal" if args.rehearse else "resnest"

@@ -1,10 +1,12 @@
-"""Is the sample fair and learnable? Writes experiments/sample_audit.csv (about 15 minutes on two cores).
+"""Is the sample fair and learnable? Writes experiments/sample_audit.csv (about 15 minutes on two
+cores).
 
     python -m experiments.sample_audit
 
-Fair: what must not tell a fake from an original does not: file size, bitrate, resolution, the picture with the face
-blanked, whose face it is. Learnable: a small encoder from scratch, each seed holding out another part, does tell.
-The sample is made with a seed on which nothing was tuned. Intervals: bootstrap over originals, 95 %.
+Fair: what must not tell a fake from an original does not: file size, bitrate, resolution, the
+picture with the face blanked, whose face it is. Learnable: a small encoder from scratch, each seed
+holding out another part, does tell. The sample is made with a seed on which nothing was tuned.
+Intervals: bootstrap over originals, 95 %.
 """
 
 import argparse
@@ -25,14 +27,14 @@ from sklearn.model_selection import LeaveOneGroupOut, cross_val_predict
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
-from dfdc_lib.config import DEMO_TRAINING, PreprocessConfig, TrainConfig
+from dfdc_lib.config import DEMO_TRAINING, Margin, PreprocessConfig, TrainConfig
 from dfdc_lib.dataset import read_folds
 from dfdc_lib.geometry import add_margin
 from dfdc_lib.metadata import read_metadata
 from dfdc_lib.metrics import auc, bootstrap_interval, log_loss
-from dfdc_lib.paths import WorkFolder, face_file, read_png, write_png
-from dfdc_lib.preprocess import preprocess
-from dfdc_lib.sample import identity_seen, make_sample, read_methods, read_recipes
+from dfdc_lib.ops.pipeline import preprocess
+from dfdc_lib.rehearsal.sample import identity_seen, make_sample, read_methods, read_recipes
+from dfdc_lib.store import WorkFolder, face_file, read_png, write_png
 from dfdc_lib.train import score_videos, train
 from dfdc_lib.video import probe
 
@@ -65,9 +67,16 @@ def header_features(data: Path) -> pd.DataFrame:
 
 def predict_across_parts(features: np.ndarray, videos: pd.DataFrame) -> pd.DataFrame:
     """p_fake of each row by a logistic regression that was fitted on the other parts."""
-    model = make_pipeline(StandardScaler(), LogisticRegression(C=0.1, max_iter=2000, class_weight="balanced"))
+    model = make_pipeline(
+        StandardScaler(), LogisticRegression(C=0.1, max_iter=2000, class_weight="balanced")
+    )
     scores = cross_val_predict(
-        model, features, videos.label, groups=videos.part, cv=LeaveOneGroupOut(), method="predict_proba"
+        model,
+        features,
+        videos.label,
+        groups=videos.part,
+        cv=LeaveOneGroupOut(),
+        method="predict_proba",
     )
     return videos.assign(p_fake=scores[:, 1])
 
@@ -77,29 +86,44 @@ def check_headers(data: Path) -> Iterator[dict]:
     videos = header_features(data)
     names = ["file_size", "bitrate", "resolution"]
     for name in names:
-        yield summarise(name.replace("_", " ") + " alone", videos.assign(p_fake=videos[name].rank(pct=True)))
-    yield summarise("file size, bitrate, resolution together", predict_across_parts(np.log(videos[names]), videos))
+        yield summarise(
+            name.replace("_", " ") + " alone", videos.assign(p_fake=videos[name].rank(pct=True))
+        )
+    yield summarise(
+        "file size, bitrate, resolution together",
+        predict_across_parts(np.log(videos[names]), videos),
+    )
 
 
 def check_identity(data: Path, work: WorkFolder) -> Iterator[dict]:
     """Whose face it is: as known from how the sample was made, and as a recogniser says."""
     recipes = read_recipes(data)
     videos = read_metadata(data)
-    known = videos.assign(p_fake=[float(identity_seen(recipes[v]) == "hopper") for v in videos.video_id])
+    known = videos.assign(
+        p_fake=[float(identity_seen(recipes[v]) == "hopper") for v in videos.video_id]
+    )
     yield summarise("whose face is seen: known", known)
     crops = read_folds(work)
-    crops = crops[crops.face_idx == 0].assign(filmed=lambda t: [recipes[v]["shot"]["identities"] for v in t.video_id])
+    crops = crops[crops.face_idx == 0].assign(
+        filmed=lambda t: [recipes[v]["shot"]["identities"] for v in t.video_id]
+    )
     crops = crops[crops.filmed.map(len) == 1]
-    yield summarise("whose face is seen: told by a recogniser", score_videos(recognise(work, crops)))
+    yield summarise(
+        "whose face is seen: told by a recogniser", score_videos(recognise(work, crops))
+    )
 
 
 def recognise(work: WorkFolder, crops: pd.DataFrame) -> pd.DataFrame:
-    """p_fake = "this is Hopper", by a logistic regression on small faces that has learned from originals only."""
+    """p_fake = "this is Hopper", by a logistic regression on small faces that has learned from
+    originals only."""
     faces = np.stack([small_face(work, row) for row in crops.itertuples()])
     hopper = crops.filmed.map(lambda filmed: filmed[0] == "hopper").to_numpy()
     p_hopper = np.zeros(len(crops))
     for part in crops.part.unique():
-        here, learn = (crops.part == part).to_numpy(), ((crops.part != part) & (crops.label == 0)).to_numpy()
+        here, learn = (
+            (crops.part == part).to_numpy(),
+            ((crops.part != part) & (crops.label == 0)).to_numpy(),
+        )
         model = make_pipeline(StandardScaler(), LogisticRegression(C=0.1, max_iter=2000)).fit(
             faces[learn], hopper[learn]
         )
@@ -108,42 +132,46 @@ def recognise(work: WorkFolder, crops: pd.DataFrame) -> pd.DataFrame:
 
 
 def small_face(work: WorkFolder, row) -> np.ndarray:
-    """The middle of a crop, from the brows to the mouth, as 144 grey values with mean and spread removed."""
+    """The middle of a crop, from the brows to the mouth, as 144 grey values with mean and spread
+    removed."""
     crop = read_png(work.crops(row.video_id) / face_file(row.frame_idx, row.face_idx))
     height, width = crop.shape[:2]
-    inner = cv2.cvtColor(crop, cv2.COLOR_RGB2GRAY)[height // 3 : -height // 4, width * 3 // 10 : -width * 3 // 10]
+    inner = cv2.cvtColor(crop, cv2.COLOR_RGB2GRAY)[
+        height // 3 : -height // 4, width * 3 // 10 : -width * 3 // 10
+    ]
     grey = cv2.resize(inner, (12, 12), interpolation=cv2.INTER_AREA).astype(float).ravel()
     return (grey - grey.mean()) / (grey.std() + 1e-6)
 
 
 def blank_faces(data: Path, work: WorkFolder) -> WorkFolder:
-    """A copy of the crops, with a margin of 60 %, in which every face box and 10 % around it is black."""
+    """A copy of the crops with a margin of 60 %, every face box and 10 % around it black."""
     blanked = WorkFolder(work.root.parent / f"{work.root.name}-blanked")
-    preprocess(data, blanked, PreprocessConfig(margin=0.6), workers=os.cpu_count() or 1)
+    preprocess(data, blanked, PreprocessConfig(margin=Margin(0.6)), workers=os.cpu_count() or 1)
     for row in read_folds(blanked).itertuples():
         path = blanked.crops(row.video_id) / face_file(row.frame_idx, row.face_idx)
         boxes = json.loads(blanked.boxes(row.original_id).read_text())["frames"]
         found = next(frame for frame in boxes if frame["frame_idx"] == row.frame_idx)
-        write_png(path, blank_crop(read_png(path), found, row.face_idx))
+        write_png(path, blank_crop(read_png(path), found["boxes"], row.x0, row.y0))
     return blanked
 
 
-def blank_crop(crop: np.ndarray, found: dict, face_idx: int) -> np.ndarray:
-    """Black out every face of the frame inside this crop."""
-    own = found["boxes"][found["face_idx"].index(face_idx)]
-    left, top, *_ = add_margin(own, 0.6, 10**5, 10**5)
-    for box in found["boxes"]:
-        x0, y0, x1, y1 = add_margin(box, 0.1, 10**5, 10**5)
+def blank_crop(crop: np.ndarray, boxes: list, left: int, top: int) -> np.ndarray:
+    """Black out every face of the frame inside this crop, which begins at (left, top)."""
+    for box in boxes:
+        x0, y0, x1, y1 = add_margin(box, Margin(0.1), 10**5, 10**5)
         crop[max(y0 - top, 0) : max(y1 - top, 0), max(x0 - left, 0) : max(x1 - left, 0)] = 0
     return crop
 
 
 def train_each_part(work: WorkFolder, config: TrainConfig) -> tuple[pd.DataFrame, float]:
-    """Train one model a part, each with its own seed and its own part held out; pool their held-out videos."""
+    """Train one model a part, each with its own seed and its own part held out; pool their held-out
+    videos."""
     started, pooled = time.monotonic(), []
     folds = sorted(read_folds(work).fold.unique())
     for fold in folds:
-        run = train(work, replace(config, fold=int(fold), seed=int(fold)), f"audit_{fold}", overwrite=True)
+        run = train(
+            work, replace(config, fold=int(fold), seed=int(fold)), f"audit_{fold}", overwrite=True
+        )
         run.require_finished()
         pooled.append(score_videos(run.held_out))
     return pd.concat(pooled, ignore_index=True), (time.monotonic() - started) / len(folds)
@@ -157,7 +185,9 @@ def check_learning(data: Path, work: WorkFolder, config: TrainConfig) -> Iterato
     yield summarise("whole crop, tiny encoder", videos, loss=True) | {"seconds_to_train": seconds}
     methods = videos.video_id.map(read_methods(data)).fillna("real")
     for method in sorted(set(methods) - {"real"}):
-        yield summarise(f"… its {method} fakes against all originals", videos[methods.isin(["real", method])])
+        yield summarise(
+            f"… its {method} fakes against all originals", videos[methods.isin(["real", method])]
+        )
 
 
 def audit(data: Path) -> pd.DataFrame:
@@ -165,7 +195,11 @@ def audit(data: Path) -> pd.DataFrame:
     work = WorkFolder.beside(data)
     preprocess(data, work, workers=os.cpu_count() or 1)
     lines = []
-    for checks in (check_headers(data), check_identity(data, work), check_learning(data, work, DEMO_TRAINING)):
+    for checks in (
+        check_headers(data),
+        check_identity(data, work),
+        check_learning(data, work, DEMO_TRAINING),
+    ):
         for line in checks:
             print(line, flush=True)
             lines.append(line)
@@ -174,13 +208,20 @@ def audit(data: Path) -> pd.DataFrame:
 
 def main() -> None:
     """Make the sample, audit it, write the table."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--data", type=Path, default=Path("data/audit"))
     data = make_sample(parser.parse_args().data, seed=UNTUNED_SEED, workers=os.cpu_count() or 1)
     versions = " ".join(
-        f"{name} {importlib.metadata.version(name)}" for name in ("torch", "timm", "opencv-python-headless", "av")
+        f"{name} {importlib.metadata.version(name)}"
+        for name in ("torch", "timm", "opencv-python-headless", "av")
     )
-    stamp = {"sample_seed": UNTUNED_SEED, "date": datetime.date.today().isoformat(), "versions": versions}
+    stamp = {
+        "sample_seed": UNTUNED_SEED,
+        "date": datetime.date.today().isoformat(),
+        "versions": versions,
+    }
     audit(data).assign(**stamp).to_csv(TABLE, index=False, float_format="%.3f")
 
 

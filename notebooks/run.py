@@ -1,8 +1,10 @@
-"""Run the notebooks in order with papermill, and build the site from the executed copies. Called by run_all.sh.
+"""Run the notebooks in order with papermill, and build the site from the executed copies. Called by
+run_all.sh.
 
-A notebook that was executed with the same source, parameters and library is kept. One that finds too little data for
-its work (`NotEnough`) ends there, its page says why, and the others go on. reports/<profile>/ holds: notebooks/
-(executed copies), source/ (what Sphinx reads) and site/ (open site/index.html).
+A notebook that was executed with the same source, parameters and library is kept. One that finds
+too little data for its work (`NotEnough`) ends there, its page says why, and the others go on.
+reports/<profile>/ holds: notebooks/ (executed copies), source/ (what Sphinx reads) and site/ (open
+site/index.html).
 """
 
 import argparse
@@ -20,14 +22,13 @@ import nbformat
 import papermill
 import yaml
 import zmq
+from dfdc_lib.metadata import find_parts, read_metadata
+from dfdc_lib.progress import NotEnough, text_progress
+from dfdc_lib.rehearsal.sample import make_sample
+from dfdc_lib.store import WorkFolder
 from jupyter_client.manager import AsyncKernelManager
 from nbclient.exceptions import DeadKernelError
 from papermill.exceptions import PapermillExecutionError
-
-from dfdc_lib.metadata import find_parts, read_metadata
-from dfdc_lib.paths import WorkFolder
-from dfdc_lib.progress import NotEnough, text_progress
-from dfdc_lib.sample import make_sample
 
 HERE = Path(__file__).resolve().parent
 ROOT = HERE.parent
@@ -100,7 +101,8 @@ def prepare_data(data: Path | None, profile: str) -> Path:
 
 
 def collect_parameters(notebook: Path, profile: dict[str, dict], folders: dict[str, str], given: list) -> dict:
-    """The values for one notebook's parameters cell: profile first, then folders, then what the caller gave."""
+    """The values for one notebook's parameters cell: profile first, then folders, then what the
+    caller gave."""
     known = papermill.inspect_notebook(notebook)
     values = {name: value for name, value in (profile.get("all", {}) | folders).items() if name in known}
     values |= profile.get(notebook.stem, {})
@@ -111,7 +113,8 @@ def collect_parameters(notebook: Path, profile: dict[str, dict], folders: dict[s
 
 
 def plan_runs(notebooks: list[Path], parameters: dict[Path, dict], sweep: tuple[str, str] | None) -> list[tuple]:
-    """(notebook, values, name of the executed copy), one for each notebook; with a sweep, for each of its values.
+    """(notebook, values, name of the executed copy), one for each notebook; with a sweep, for each
+    of its values.
 
     A notebook without the swept parameter is run once.
     """
@@ -140,14 +143,15 @@ def check_given(notebooks: list[Path], given: list) -> None:
 
 
 def fingerprint(notebook: Path, values: dict, folders: tuple[Path, Path]) -> str:
-    """What an executed copy depends on: notebook, parameters, data, versions, library and the tables it shows."""
+    """What an executed copy depends on: notebook, parameters, data, versions, library and the
+    tables it shows."""
     data, _ = folders
     digest = hashlib.sha256(json.dumps(values, sort_keys=True, default=str).encode())
     for path in (
         notebook,
         *ROOT.glob("requirements.lock"),
         *find_parts(data),
-        *sorted((ROOT / "dfdc_lib").glob("*.py")),
+        *sorted((ROOT / "dfdc_lib").rglob("*.py")),
         *sorted(HERE.glob(f"{notebook.stem[:3]}*.csv")),
         *sorted((ROOT / "experiments").glob("*.csv")),
     ):
@@ -156,9 +160,11 @@ def fingerprint(notebook: Path, values: dict, folders: tuple[Path, Path]) -> str
 
 
 def fingerprint_runs(notebook: Path, values: dict, work: Path) -> str:
-    """What else it depends on: the run that its metadata names from its parameters (`"reads_run": "{ENCODER}_…"`).
+    """What else it depends on: the run that its metadata names from its parameters (`"reads_run":
+    "{ENCODER}_…"`).
 
-    With `"reads_all_runs": true`, all that notebooks and commands have made in the work folder, and the benchmarks.
+    With `"reads_all_runs": true`, all that notebooks and commands have made in the work folder, and
+    the benchmarks.
     """
     metadata, tables = json.loads(notebook.read_text())["metadata"], []
     if "reads_run" in metadata:
@@ -170,7 +176,8 @@ def fingerprint_runs(notebook: Path, values: dict, work: Path) -> str:
 
 
 class QuietKernel(AsyncKernelManager):
-    """A kernel that talks encrypted where it can, instead of warning on each start that it does not."""
+    """A kernel that talks encrypted where it can, instead of warning on each start that it does
+    not."""
 
     def __init__(self, *args, **kwargs):
         super().__init__(*args, **kwargs)
@@ -179,7 +186,8 @@ class QuietKernel(AsyncKernelManager):
 
 
 def run_notebook(notebook: Path, values: dict, executed: Path, folders: tuple[Path, Path], fresh: bool) -> Outcome:
-    """Execute one notebook, unless the copy there was made from the same things and its artifacts stand.
+    """Execute one notebook, unless the copy there was made from the same things and its artifacts
+    stand.
 
     executed: where the copy goes. folders: where the data and the artifacts lie.
     """
@@ -220,7 +228,8 @@ def run_notebook(notebook: Path, values: dict, executed: Path, folders: tuple[Pa
 
 
 def finish_page(executed: Path, outcome: Outcome, data: Path) -> Outcome:
-    """Make an executed copy fit to be read: end it where its notebook did, and say that figures' texts are the demo's.
+    """Make an executed copy fit to be read: end it where its notebook did, and say that figures'
+    texts are the demo's.
 
     Returns the outcome, with the warnings that libraries have left on the page.
     """
@@ -278,7 +287,8 @@ def build_site(report: Path) -> Path:
 
 
 def summarise(outcomes: list[Outcome], site: Path | None) -> None:
-    """The last lines: the time of each notebook, what it left out, the site, warnings, and what failed."""
+    """The last lines: the time of each notebook, what it left out, the site, warnings, and what
+    failed."""
     print("\nnotebook                        time")
     for outcome in outcomes:
         state = "kept" if outcome.kept else f"{outcome.seconds:.0f} s" + ("  FAILED" if outcome.error else "")

@@ -1,4 +1,5 @@
-"""What several tests share: a very small sample, made once, and the real clips where the caller has them."""
+"""What several tests share: a very small sample, made once, and the real clips where the caller has
+them."""
 
 import importlib.util
 import os
@@ -13,15 +14,17 @@ import pytest
 from hypothesis import HealthCheck, settings
 
 from dfdc_lib.config import PreprocessConfig
-from dfdc_lib.paths import WorkFolder
-from dfdc_lib.preprocess import preprocess
-from dfdc_lib.sample import make_sample
+from dfdc_lib.ops.pipeline import Line, append_lines, preprocess, read_status
+from dfdc_lib.rehearsal.sample import make_sample
+from dfdc_lib.store import WorkFolder, remove
 
 ROOT = Path(__file__).resolve().parent.parent
-# Torch, imported later, computes by one thread here and in what tests start: on a busy machine the threads of a small
-# network wait for each other, and take ten times as long.
+# Torch, imported later, computes by one thread here and in what tests start: on a busy machine the
+# threads of a small network wait for each other, and take ten times as long.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
-settings.register_profile("busy", deadline=None, suppress_health_check=[HealthCheck.too_slow])  # busy cores are slow
+settings.register_profile(
+    "busy", deadline=None, suppress_health_check=[HealthCheck.too_slow]
+)  # busy cores are slow
 settings.load_profile("busy")
 
 
@@ -35,22 +38,30 @@ def load_runner():
 
 
 def write_intra_video(path, frames, times=None, drop=(), options=None, form="mp4", aspect=None):
-    """Every frame by itself (no prediction), shown at `times` (in 1/600 s); packets in `drop` are filled with ones.
+    """Every frame by itself (no prediction), shown at `times` (in 1/600 s); packets in `drop` are
+    filled with ones.
 
-    options: further ones of encoder and container. form: the container; None tells it by the file's name. aspect: of
-    a pixel, width by height.
+    options: further ones of encoder and container. form: the container; None tells it by the file's
+    name. aspect: of a pixel, width by height.
     """
     options = {"g": "1", "crf": "10", "bf": "0"} | (options or {})
     with av.open(str(path), "w", format=form, options=options) as container:
         stream = container.add_stream("libx264", rate=30)
-        stream.width, stream.height, stream.pix_fmt = frames[0].shape[1], frames[0].shape[0], "yuv420p"
+        stream.width, stream.height, stream.pix_fmt = (
+            frames[0].shape[1],
+            frames[0].shape[0],
+            "yuv420p",
+        )
         stream.options = options
         stream.codec_context.time_base = Fraction(1, 600)
         if aspect:
             stream.codec_context.sample_aspect_ratio = aspect
         for number, picture in enumerate(frames):
             frame = av.VideoFrame.from_ndarray(picture, format="rgb24")
-            frame.pts, frame.time_base = 20 * number if times is None else times[number], Fraction(1, 600)
+            frame.pts, frame.time_base = (
+                20 * number if times is None else times[number],
+                Fraction(1, 600),
+            )
             container.mux(stream.encode(frame))
         container.mux(stream.encode())
     with av.open(str(path)) as container:
@@ -63,23 +74,34 @@ def write_intra_video(path, frames, times=None, drop=(), options=None, form="mp4
 
 
 def set_matrix(path, a: int, b: int, c: int, d: int) -> None:
-    """Write a display matrix into an mp4's track header: (x, y) is shown at (a x + c y, b x + d y)."""
+    """Write a display matrix into an mp4's track header: (x, y) is shown at (a x + c y, b x + d
+    y)."""
     data = bytearray(path.read_bytes())
-    place = data.index(b"tkhd") + 4 + 40  # after version, times, track number, duration, layer and volume
+    place = (
+        data.index(b"tkhd") + 4 + 40
+    )  # after version, times, track number, duration, layer and volume
     values = (a << 16, b << 16, 0, c << 16, d << 16, 0, 0, 0, 1 << 30)
     data[place : place + 36] = struct.pack(">9i", *values)
     path.write_bytes(data)
 
 
 def files_of(work: WorkFolder) -> dict[Path, bytes]:
-    """Everything in a work folder: name → content."""
-    return {p.relative_to(work.root): p.read_bytes() for p in sorted(work.root.rglob("*")) if p.is_file()}
+    """Everything in a work folder but its lock: name → content."""
+    files = (p for p in sorted(work.root.rglob("*")) if p.is_file() and p.suffix != ".lock")
+    return {p.relative_to(work.root): p.read_bytes() for p in files}
+
+
+def strike(work: WorkFolder, video_id: str, stage: str) -> None:
+    """Let the next run do a stage of a video again."""
+    append_lines(work, [Line(video_id, stage, "pending", 0, "", None)])
 
 
 @pytest.fixture(scope="session")
 def small_sample(tmp_path_factory) -> Path:
     """Two parts of two originals and four fakes, twelve frames each."""
-    return make_sample(tmp_path_factory.mktemp("data") / "small", n_parts=2, originals_per_part=2, n_frames=12)
+    return make_sample(
+        tmp_path_factory.mktemp("data") / "small", n_parts=2, originals_per_part=2, n_frames=12
+    )
 
 
 @pytest.fixture(scope="session")
@@ -99,9 +121,11 @@ def work_copy(small_work, tmp_path) -> WorkFolder:
 
 @pytest.fixture
 def uncropped(work_copy) -> WorkFolder:
-    """The small sample's boxes without crops and masks: whoever makes those loads no network, and starts at once."""
-    shutil.rmtree(work_copy.root / "crops")
-    shutil.rmtree(work_copy.root / "masks")
+    """The small sample's boxes without crops and masks: to make those takes no network."""
+    detected = [line for line in read_status(work_copy).values() if line.stage == "detect"]
+    for path in (work_copy.root / "crops", work_copy.root / "masks", work_copy.status):
+        remove(path)
+    append_lines(work_copy, detected)
     return work_copy
 
 

@@ -1,19 +1,25 @@
 import errno
+import re
+import subprocess
+import sys
+from dataclasses import fields, replace
 from pathlib import Path
 
 import pandas as pd
 import pytest
 import torch
 
-from dfdc_lib.cli import main
+from dfdc_lib import config
+from dfdc_lib.config import DEMO_TRAINING, PredictConfig, PreprocessConfig, TrainConfig
 from dfdc_lib.metadata import read_metadata
 from dfdc_lib.model import DeepfakeClassifier, save_checkpoint
+from dfdc_lib.ops.cli import main, read_command
+
+CONFIGS = {"preprocess": PreprocessConfig, "train": TrainConfig, "predict": PredictConfig}
 
 
 @pytest.fixture(scope="module")
 def checkpoint(tmp_path_factory):
-    from dataclasses import replace
-
     torch.manual_seed(0)
     model = DeepfakeClassifier("tiny")
     model.card = replace(model.card, trained_on="sample")
@@ -22,87 +28,122 @@ def checkpoint(tmp_path_factory):
     return path
 
 
-def test_predict_scores_a_video_and_warns_of_the_rehearsal_stage(small_sample, checkpoint, tmp_path, capsys):
-    video = small_sample / read_metadata(small_sample).file[0]
-    out = tmp_path / "submission.csv"
-    code = main(["predict", str(video), "--checkpoint", str(checkpoint), "--frames", "2", "--out", str(out)])
-    printed = capsys.readouterr()
-    assert code == 0
-    assert "p_fake" in printed.out
-    assert "rehearsal stage" in printed.err
-    assert pd.read_csv(out).label.between(0, 1).all()
+@pytest.fixture
+def video(small_sample) -> Path:
+    return small_sample / read_metadata(small_sample).file[0]
 
 
-def test_what_could_not_be_judged_shows_in_the_exit_code(checkpoint, tmp_path, capsys):
-    (tmp_path / "text.mp4").write_text("no video")
-    assert main(["predict", str(tmp_path), "--checkpoint", str(checkpoint)]) == 1
-    assert "unreadable" in capsys.readouterr().out
+@pytest.fixture
+def predict(checkpoint):
+    """predict(videos, *options): the exit code."""
+    call = ["--checkpoint", str(checkpoint), "--frames", "2"]
+    return lambda *words: main(["predict", *map(str, words), *call])
+
+
+@pytest.mark.parametrize("command", ["", "sample", *CONFIGS, "doctor"])
+def test_help_names_every_field_of_the_configurations(command, capsys):
+    with pytest.raises(SystemExit) as end:
+        main([*command.split(), "--help"])
+    assert end.value.code == 0
+    text = capsys.readouterr().out
+    for field in fields(CONFIGS[command]) if command in CONFIGS else ():
+        assert re.search(rf"^ *--{field.name.replace('_', '-')}\b", text, re.MULTILINE), field.name
+    assert "tyro" not in text
+
+
+B7 = TrainConfig(encoder="b7", batch=config.ENCODERS["b7"].batch)
+OPTIONS = {
+    "preprocess data": [
+        ("", PreprocessConfig()),
+        ("--every 5 --margin upstream", PreprocessConfig(5, margin=config.MARGINS["upstream"])),
+        ("--margin 0.4", PreprocessConfig(margin=config.Margin(0.4))),
+        ("--thresholds 0.7 0.8 0.9", PreprocessConfig(thresholds=(0.7, 0.8, 0.9))),
+    ],
+    "train --work w --run r": [
+        ("", TrainConfig()),
+        ("--encoder b7", B7),
+        ("--encoder=b7 --batch 4", replace(B7, batch=4)),
+        ("--self-blend 0.5 --smoothing 0", TrainConfig(self_blend=0.5, smoothing=0)),
+        ("--demo", DEMO_TRAINING),
+        ("--demo --steps 2 --no-paired", replace(DEMO_TRAINING, steps=2, paired=False)),
+        ("--demo --encoder b7", replace(DEMO_TRAINING, encoder="b7")),
+    ],
+}
+
+
+@pytest.mark.parametrize("command", OPTIONS)
+def test_options_are_the_settings(command):
+    for words, settings in OPTIONS[command]:
+        read = read_command(f"{command} {words}".split())
+        assert getattr(read, "settings" if "train" in command else "recipe") == settings, words
+
+
+@pytest.mark.parametrize(
+    ("words", "pretrained"),
+    [("", None), ("--pretrained", ()), ("--pretrained weights", (Path("weights"),))],
+)
+def test_pretrained_may_stand_alone(words, pretrained):
+    call = ["train", "--work", "w", "--run", "r", *words.split(), "--seed", "3"]
+    assert read_command(call).pretrained == pretrained
 
 
 @pytest.mark.parametrize(
     ("call", "message"),
     [
-        (["predict", __file__, "--checkpoint", "gone.pt"], "no such checkpoint: gone.pt"),
-        (["predict", "gone.mp4", "--checkpoint", "gone.pt"], "no such file or folder: gone.mp4"),
-        (["preprocess", "gone"], "no such folder: gone"),
-        (["train", "--work", "gone", "--run", "x"], "dfdc preprocess"),
+        ("", "{sample, preprocess, train, predict, doctor}"),
+        ("simple out", "simple"),
+        ("sample", "OUT"),
+        ("sample out --sede 3", "--sede"),
+        ("sample out --seed three", "--seed"),
+        ("preprocess gone", "no such folder: gone"),
+        ("preprocess data --every 0", "every must be at least 1, got 0"),
+        ("preprocess data --margin wide", "--margin: a margin is a number or one of slides"),
+        ("preprocess data --thresholds 0.7 0.8", "--thresholds"),
+        ("train --work gone", "--run"),
+        ("train --work gone --run x", "dfdc preprocess"),
+        ("train --work gone --run x --optimizer adam", "--optimizer"),
+        ("predict --checkpoint gone.pt", "name the videos"),
+        ("predict gone.mp4 --checkpoint gone.pt", "no such file or folder: gone.mp4"),
+        (f"predict {__file__} --checkpoint gone.pt", "no such checkpoint: gone.pt"),
+        ("doctor --estimate 2", "--data"),
     ],
 )
 def test_a_wrong_call_is_one_line(call, message, capsys):
-    assert main(call) == 2
-    error = capsys.readouterr().err
-    assert message in error
-    assert error.count("\n") == 1
+    assert main(call.split()) == 2
+    printed = capsys.readouterr()
+    assert message in printed.err
+    assert re.fullmatch(r"dfdc: .+\n", printed.err)
+    assert not printed.out
 
 
-def test_preprocess_and_train_work_from_the_command_line(small_sample, tmp_path, capsys):
-    work = tmp_path / "work"
-    assert main(["preprocess", str(small_sample), "--work", str(work), "--every", "6", "--workers", "1"]) == 0
-    call = ["train", "--work", str(work), "--run", "r", "--demo", "--steps", "2", "--batch", "4"]
+def test_the_command_line_starts_without_torch():
+    code = (
+        "import sys; from dfdc_lib.ops.cli import main\n"
+        "try: main(['--help'])\n"
+        "except SystemExit: assert not {'torch', 'pandas', 'cv2'} & set(sys.modules)"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True, capture_output=True)
+
+
+def test_preprocess_and_train_work_from_the_command_line(small_sample, uncropped, capsys):
+    work = uncropped.root
+    call = ["preprocess", str(small_sample), "--work", str(work), "--every", "6", "--workers", "0"]
+    assert main([*call, "--stages", "detect,crop"]) == 0
+    assert not (work / "masks").exists()
     assert main(call) == 0
+    assert "folds: " in capsys.readouterr().out
+    train = ["train", "--work", str(work), "--run", "r", "--demo", "--steps", "2", "--batch", "4"]
+    assert main(train) == 0
     assert (work / "runs" / "r" / "last.pt").exists()
     assert "2/2" in capsys.readouterr().err
+    assert main([*call, "--every", "12"]) == 2  # the last one counts
+    assert "--overwrite" in capsys.readouterr().err
+    assert main([*call, "--every", "12", "--overwrite"]) == 0
 
 
-def test_doctor_tells_good_from_bad(small_sample, tmp_path, capsys):
-    assert main(["doctor", "--data", str(small_sample)]) == 0
-    assert "12 of 12 videos" in capsys.readouterr().out
-    assert main(["doctor", "--data", str(tmp_path)]) == 1
-    assert "BAD data" in capsys.readouterr().out
-
-
-def test_doctor_reports_the_rest_where_the_data_are_no_data(small_work, tmp_path, capsys):
-    assert main(["doctor", "--data", str(tmp_path), "--work", str(small_work.root)]) == 1
-    printed = capsys.readouterr().out
-    assert "BAD data" in printed
-    assert "ok  missing: nothing" in printed
-
-
-def test_labels_that_can_not_serve_are_refused_before_anything_is_judged(small_sample, checkpoint, tmp_path, capsys):
-    labels = tmp_path / "labels.csv"
-    labels.write_text("filename,label\nother.mp4,1\n")
-    video = small_sample / read_metadata(small_sample).file[0]
-    assert main(["predict", str(video), "--checkpoint", str(checkpoint), "--labels", str(labels)]) == 2
-    printed = capsys.readouterr()
-    assert "no label for " in printed.err
-    assert "p_fake" not in printed.out
-
-
-def test_predict_writes_a_page_and_tells_what_the_labels_say(small_sample, checkpoint, tmp_path, capsys):
-    video = small_sample / read_metadata(small_sample).file[0]
-    call = ["predict", str(video), "--checkpoint", str(checkpoint), "--frames", "3"]
-    assert main([*call, "--report", str(tmp_path), "--labels", str(small_sample)]) == 0
-    printed = capsys.readouterr().out
-    assert "log loss" in printed
-    assert "11 videos have a label and were not among those given" in printed
-    page = (tmp_path / f"{video.name}.html").read_text()
-    assert "no proof" in page
-    assert 'src="data:image/png' in page
-    assert "http" not in page
-    assert "<script" not in page
-
-
-def test_a_data_folder_that_may_not_be_written_to_names_the_way_out(small_sample, monkeypatch, capsys):
+def test_a_data_folder_that_may_not_be_written_to_names_the_way_out(
+    small_sample, monkeypatch, capsys
+):
     def refuse(path, **_):
         raise OSError(errno.EROFS, "Read-only file system", str(path))
 
@@ -110,5 +151,40 @@ def test_a_data_folder_that_may_not_be_written_to_names_the_way_out(small_sample
     assert main(["preprocess", str(small_sample)]) == 2
     said = capsys.readouterr().err
     assert said.count("\n") == 1
-    assert "Read-only file system" in said
-    assert "--work" in said
+    assert "(Read-only file system): name another folder with --work" in said
+
+
+def test_a_score_a_page_and_what_the_labels_say(small_sample, video, predict, tmp_path, capsys):
+    out = tmp_path / "submission.csv"
+    assert predict(video, "--out", out, "--report", tmp_path, "--labels", small_sample) == 0
+    printed = capsys.readouterr()
+    assert "rehearsal" in printed.err
+    for told in ("p_fake", "log loss", "11 videos have a label and were not among those given"):
+        assert told in printed.out
+    assert pd.read_csv(out).label.between(0, 1).all()
+    assert (tmp_path / f"{video.name}.html").exists()
+
+
+def test_what_has_no_score_shows_in_the_exit_code(predict, tmp_path, capsys):
+    (tmp_path / "text.mp4").write_text("no video")
+    assert predict(tmp_path) == 1
+    assert "unreadable" in capsys.readouterr().out
+
+
+def test_labels_that_can_not_serve_are_refused_before_any_score(video, predict, tmp_path, capsys):
+    (tmp_path / "labels.csv").write_text("filename,label\nother.mp4,1\n")
+    assert predict(video, "--labels", tmp_path / "labels.csv") == 2
+    printed = capsys.readouterr()
+    assert "no label for " in printed.err
+    assert "p_fake" not in printed.out
+
+
+def test_doctor_tells_good_from_bad(small_sample, work_copy, tmp_path, capsys):
+    work = ["--work", str(work_copy.root)]
+    assert main(["doctor", "--data", str(small_sample), *work]) == 0
+    assert "12 of 12 videos" in capsys.readouterr().out
+    work_copy.crops("ghost").mkdir()
+    assert main(["doctor", "--data", str(tmp_path), *work]) == 1
+    printed = capsys.readouterr().out
+    assert "BAD data" in printed
+    assert "BAD orphaned: 1: crops/ghost" in printed

@@ -24,7 +24,7 @@ def test_auc_is_the_chance_that_a_fake_scores_above_a_real(pairs):
 
 
 def test_bootstrap_draws_whole_groups():
-    """Copies of a video are no new evidence: repeating each row ten times leaves the interval as wide."""
+    """Copies are no new evidence: repeating each row leaves the interval as wide."""
     rng = np.random.default_rng(1)
     labels, groups = np.tile([0, 1], 20), np.repeat(np.arange(20), 2)
     scores = rng.random(40) + 0.2 * labels
@@ -40,7 +40,7 @@ def test_one_class_or_one_original_has_no_interval(labels, groups):
 
 
 def test_a_score_at_another_base_rate():
-    """Bayes' rule by counting: of 10,000 videos 100 are fakes; 90 of them and 990 originals are accused."""
+    """By counting: of 10,000 videos 100 are fakes; 90 of them and 990 originals are accused."""
     assert at_base_rate(0.9, 0.01) == pytest.approx(90 / (90 + 990))
     assert at_base_rate(0.7, 0.5) == pytest.approx(0.7)
     with pytest.raises(ValueError, match="base rate"):

@@ -1,29 +1,32 @@
-"""Many videos to a submission: what was judged is kept, and a video that takes its process along costs a status."""
+"""Many videos to a submission: what is done is kept, and a crash costs one video its score."""
 
 import os
 import signal
-from dataclasses import replace
+from pathlib import Path
 
+import numpy as np
 import pandas as pd
 import pytest
 import torch
-from waiting import hang
 
-from dfdc_lib import submission
-from dfdc_lib.cli import main
+from dfdc_lib import predict
 from dfdc_lib.config import PredictConfig
 from dfdc_lib.metadata import read_metadata
 from dfdc_lib.model import DeepfakeClassifier, save_checkpoint
-from dfdc_lib.submission import Judges, Judging, judge_videos
-from dfdc_lib.tasks import watched
+from dfdc_lib.ops import submission
+from dfdc_lib.predict import Verdict, load_models
+from dfdc_lib.store import DamagedFile
+
+TWO_FRAMES = PredictConfig(frames=2)
+cut_video = predict.cut_video
 
 
 @pytest.fixture(scope="module")
-def checkpoint(tmp_path_factory):
+def models(tmp_path_factory):
     torch.manual_seed(0)
     path = tmp_path_factory.mktemp("checkpoint") / "tiny.pt"
     save_checkpoint(path, DeepfakeClassifier("tiny"))
-    return path
+    return load_models([path])
 
 
 @pytest.fixture(scope="module")
@@ -32,153 +35,155 @@ def videos(small_sample):
 
 
 @pytest.fixture
-def judged(monkeypatch):
-    """The videos that were judged anew, in order."""
-    seen, really = [], submission.predict_videos
+def cut(monkeypatch):
+    """The videos that are looked at, in order."""
+    seen = []
 
-    def note(paths, *rest):
-        seen.extend(paths)
-        return really(paths, *rest)
+    def note(path, *rest):
+        seen.append(path)
+        return cut_video(path, *rest)
 
-    monkeypatch.setattr(submission, "predict_videos", note)
+    monkeypatch.setattr(predict, "cut_video", note)
     return seen
 
 
-def judges_of(checkpoint, frames=2) -> Judges:
-    return Judges((checkpoint,), PredictConfig(frames))
+def finish(videos, models, out, config=TWO_FRAMES) -> list[Verdict]:
+    verdicts = sorted(submission.score_files(videos, models, config, out), key=lambda v: v.video)
+    submission.write_results(verdicts, out)
+    return verdicts
 
 
-def test_a_stopped_run_goes_on_and_ends_as_if_undisturbed(videos, checkpoint, tmp_path, judged, monkeypatch, capsys):
-    call = ["predict", *map(str, videos), "--checkpoint", str(checkpoint), "--frames", "2", "--workers", "0", "--out"]
-    assert main([*call, str(tmp_path / "whole" / "s.csv")]) == 0
-    judged.clear()
-    really = submission.predict_videos
+def begin(videos, models, out, count=1, config=TWO_FRAMES) -> None:
+    """Take some verdicts, and leave."""
+    scoring = submission.score_files(videos, models, config, out)
+    for _ in range(count):
+        next(scoring)
+    scoring.close()
 
-    def stop_at_third(paths, *rest):
-        if paths == [videos[2]]:
-            raise KeyboardInterrupt
-        return really(paths, *rest)
 
-    with monkeypatch.context() as patched:
-        patched.setattr(submission, "predict_videos", stop_at_third)
-        assert main([*call, str(tmp_path / "stopped" / "s.csv")]) == 130
-    assert "the same command goes on" in capsys.readouterr().err
-    assert len(pd.read_csv(tmp_path / "stopped" / "s.csv")) == 2  # what there was is written
-    assert judged == videos[:2]
-    judged.clear()
-    assert main([*call, str(tmp_path / "stopped" / "s.csv")]) == 0
-    assert judged == videos[2:]
+def test_a_stopped_call_goes_on_and_ends_as_if_undisturbed(videos, models, tmp_path, cut):
+    finish(videos, models, tmp_path / "whole" / "s.csv")
+    out = tmp_path / "stopped" / "s.csv"
+    begin(videos, models, out, count=2)
+    with open(submission.journal_of(out), "a") as file:
+        file.write('{"key": "torn')  # the power failed
+    cut.clear()
+    finish(videos, models, out)
+    assert cut == videos[2:]
     for name in ("s.csv", "status.csv", "predictions.parquet"):
-        assert (tmp_path / "stopped" / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()
-    assert len(list((tmp_path / "stopped").iterdir())) == 3
+        assert (out.parent / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()
+    assert not submission.journal_of(out).exists()
 
 
-def test_verdicts_of_other_settings_or_of_another_file_are_made_again(videos, checkpoint, tmp_path, judged):
-    out = tmp_path / "s.csv"
-
-    def begin(judges, some=videos[:2]):
-        """Take one verdict, and leave."""
-        judged.clear()
-        running = judge_videos(some, judges, out)
-        next(running)
-        running.close()
-        return len(judged)
-
-    assert begin(judges_of(checkpoint)) == 1
-    assert begin(judges_of(checkpoint)) == 0
-    assert begin(judges_of(checkpoint, frames=3)) == 1
-    assert begin(judges_of(checkpoint)) == 0  # a run with a wrong setting in between costs nothing
-    for kept in tmp_path.glob(".s.csv.verdicts/*.json"):
-        kept.write_text("")  # power failed
-    assert begin(judges_of(checkpoint)) == 1
-    os.utime(checkpoint, (1, 1))
-    assert begin(judges_of(checkpoint, frames=3)) == 1
-    assert begin(judges_of(checkpoint, frames=3), videos[2:]) == 1
+def test_a_call_of_other_settings_is_refused_with_what_has_changed(videos, models, tmp_path):
+    out, path = tmp_path / "s.csv", tmp_path / "m.pt"
+    begin(videos, models, out)
+    with pytest.raises(ValueError, match=r"other settings \(config\)"):
+        begin(videos, models, out, config=PredictConfig(frames=3))
+    save_checkpoint(path, DeepfakeClassifier("tiny"))
+    with pytest.raises(ValueError, match=r"other settings \(checkpoints\)"):
+        begin(videos, load_models([path]), out)
+    submission.journal_of(out).write_text("{\n")
+    with pytest.raises(DamagedFile, match=r"s\.csv\.verdicts is damaged: delete it"):
+        begin(videos, models, out)
 
 
-def test_a_checkpoint_that_was_trained_on_is_loaded_again(videos, tmp_path):
-    path, scores = tmp_path / "m.pt", []
-    for seed in (0, 1):
-        torch.manual_seed(seed)
-        save_checkpoint(path, DeepfakeClassifier("tiny"))
-        scores.append(next(judge_videos(videos[:1], judges_of(path)))[0].p_fake)
-    assert scores[0] != scores[1]
-
-
-def test_a_stopped_rerun_leaves_the_whole_submission(videos, checkpoint, tmp_path, monkeypatch, capsys):
-    call = ["predict", *map(str, videos[:2]), "--checkpoint", str(checkpoint), "--frames", "2", "--workers", "0"]
-    call += ["--out", str(tmp_path / "s.csv")]
-    assert main(call) == 0
-    whole = (tmp_path / "s.csv").read_bytes()
-    really = submission.predict_videos
-
-    def stop_at_second(paths, *rest):
-        if paths == videos[1:2]:
-            raise KeyboardInterrupt
-        return really(paths, *rest)
-
-    monkeypatch.setattr(submission, "predict_videos", stop_at_second)
-    assert main(call) == 130
-    assert "stays as it was" in capsys.readouterr().err
-    assert (tmp_path / "s.csv").read_bytes() == whole
-    assert len(list((tmp_path / ".s.csv.verdicts").glob("*.json"))) == 1
-
-
-def test_results_that_can_not_be_written_lose_no_verdict(videos, checkpoint, tmp_path, monkeypatch):
-    def fail(*_):
-        raise OSError(28, "No space left on device")
-
-    monkeypatch.setattr("dfdc_lib.submission.write_verdicts", fail)
-    call = ["predict", str(videos[0]), "--checkpoint", str(checkpoint), "--frames", "2", "--out"]
-    assert main([*call, str(tmp_path / "s.csv")]) == 2
-    assert len(list((tmp_path / ".s.csv.verdicts").glob("*.json"))) == 1
-
-
-def test_a_video_that_memory_does_not_hold_costs_a_status(videos, checkpoint, monkeypatch):
-    def run_out(paths, *rest):
-        raise MemoryError
-
-    monkeypatch.setattr(submission, "predict_videos", run_out)
-    verdict, _ = next(judge_videos(videos[:1], judges_of(checkpoint)))
-    assert (verdict.status, verdict.p_fake) == ("out_of_memory", None)
-
-
-def test_what_may_pass_is_not_kept(videos, checkpoint, tmp_path, judged):
+def test_what_may_pass_and_what_has_changed_is_tried_again(videos, models, tmp_path, cut):
     broken = tmp_path / "broken.mp4"
-    broken.write_text("no video")
-    for _ in range(2):
-        running = judge_videos([broken], judges_of(checkpoint), tmp_path / "s.csv")
-        assert next(running)[0].status == "unreadable"
-        running.close()
-    assert judged == [broken, broken]
+    for content in ("no video", "no video", "no", ""):
+        broken.write_text(content)
+        begin([broken], models, tmp_path / "s.csv")
+    assert cut == [broken] * 4
+    for video in (videos[0], videos[0], videos[1]):
+        broken.write_bytes(video.read_bytes())
+        begin([broken], models, tmp_path / "s.csv")
+    assert cut == [broken] * 6
 
 
-class Sabotaged(Judging):
-    """A video with a page crashes or hangs its process, as the page's name says."""
-
-    def _watch(self, suffix):
-        return watched(self.kept.with_suffix(suffix), self.run_id, 1 if self.page and self.page.name == "hang" else 600)
-
-    def _judge(self):
-        if self.page is None:
-            return super()._judge()
-        hang() if self.page.name == "hang" else os.kill(os.getpid(), signal.SIGSEGV)
+def cut_and_crash(path, *rest):
+    """What workers do in place of `cut_video`."""
+    if path.stem == "crash":
+        os.kill(os.getpid(), signal.SIGSEGV)
+    return cut_video(path, *rest)
 
 
 @pytest.mark.slow
-def test_videos_that_take_their_process_along_cost_a_status_each(videos, checkpoint, tmp_path, monkeypatch):
-    monkeypatch.setattr(submission, "Judging", Sabotaged)
-    pages = {videos[0]: tmp_path / "crash", videos[1]: tmp_path / "hang"}
-    done = {v.video: v for v, _ in judge_videos(videos, judges_of(checkpoint), None, pages, workers=1)}
-    assert [done[video].status for video in videos[:2]] == ["crashed", "timeout"]
-    assert [done[video].p_fake for video in videos[:2]] == [None, None]
-    here = next(judge_videos(videos[2:], judges_of(checkpoint)))[0]
-    assert done[videos[2]].status == here.status == "ok"
-    assert done[videos[2]].p_fake == pytest.approx(here.p_fake, abs=1e-3)
+def test_a_video_that_takes_its_process_along_costs_a_status(videos, models, tmp_path, monkeypatch):
+    monkeypatch.setattr(submission, "cut_video", cut_and_crash)
+    paths = [tmp_path / "crash.mp4", videos[0]]
+    done = {v.video: v for v in submission.score_files(paths, models, TWO_FRAMES, workers=1)}
+    crashed, scored = (done[path] for path in paths)
+    assert (crashed.status, crashed.p_fake, scored.status) == ("crashed", None, "ok")
+    here = next(predict.predict_videos(videos[:1], models, TWO_FRAMES))
+    assert scored.p_fake == pytest.approx(here.p_fake, abs=1e-3)
 
 
-def test_a_verdict_survives_the_disk(videos, checkpoint):
-    verdict, _ = next(judge_videos(videos[:1], judges_of(checkpoint)))
-    again = submission._unpack(verdict.video, submission._pack(verdict))
-    pd.testing.assert_frame_equal(again.faces, verdict.faces)
-    assert replace(again, faces=None) == replace(verdict, faces=None)
+def test_the_submission_lists_scored_videos_and_the_status_all(tmp_path, videos, models):
+    broken, out = tmp_path / "text.mp4", tmp_path / "out" / "s.csv"
+    broken.write_text("no video")
+    verdicts = finish([broken, videos[0]], models, out)
+    status = pd.read_csv(out.parent / "status.csv").set_index("filename").status.to_dict()
+    assert status == {"text.mp4": "unreadable", videos[0].name: "ok"}
+    assert pd.read_csv(out).filename.tolist() == [videos[0].name]
+    faces = pd.read_parquet(out.parent / "predictions.parquet")
+    assert set(faces.video) == {videos[0].name}
+    assert {"frame_idx", "face_idx", "x0", "score", "p_fake"} <= set(faces.columns)
+    submission.write_results(verdicts, out, 0.25)
+    assert pd.read_csv(out).set_index("filename").label["text.mp4"] == 0.25
+
+
+def test_results_never_take_the_place_of_other_files(tmp_path):
+    (tmp_path / "status.csv").write_text("my,own,table\n")
+    with pytest.raises(ValueError, match="choose another folder"):
+        submission.check_results(tmp_path / "s.csv")
+    with pytest.raises(ValueError, match="holds the labels"):
+        submission.check_results(tmp_path / "truth.csv", tmp_path / "truth.csv")
+    first = tmp_path / "one" / "first.csv"
+    submission.write_results([Verdict(Path("a.mp4"), "ok", 0.5)], first)
+    submission.check_results(first)
+    with pytest.raises(ValueError, match="another submission"):
+        submission.check_results(tmp_path / "one" / "second.csv")
+
+
+def test_videos_are_found_by_their_names_each_once_and_the_rest_is_told(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(FileNotFoundError, match="no video"):
+        submission.find_videos([tmp_path])
+    with pytest.raises(FileNotFoundError, match="nowhere"):
+        submission.find_videos([tmp_path / "nowhere"])
+    names, others = ["a.MTS", "b.mp4", "c.webm"], ["._b.mp4", "metadata.json", "notes.txt"]
+    (tmp_path / "sub").mkdir()
+    for name in [*names, *others]:
+        (tmp_path / "sub" / name).touch()
+    (tmp_path / "sub" / "d.mp4").symlink_to("nowhere")
+    videos, passed_over = submission.find_videos(["sub/b.mp4", tmp_path / "sub" / "b.mp4", "."])
+    assert list(map(str, videos)) == ["sub/a.MTS", "sub/b.mp4", "sub/c.webm", "sub/d.mp4"]
+    assert [path.name for path in passed_over] == others
+
+
+def test_where_names_repeat_videos_keep_apart_and_labels_are_found_by_the_paths_end(
+    tmp_path, monkeypatch
+):
+    monkeypatch.chdir(tmp_path)
+    videos = [Path("a/x.mp4"), Path("b/x.mp4"), Path("b/y.mp4")]
+    by_path = {"a/x.mp4": 1, "b/x.mp4": 0, "y.mp4": 1}
+    assert submission.match_labels(videos, by_path) == [1, 0, 1]
+    assert submission.match_labels([path.absolute() for path in videos], by_path) == [1, 0, 1]
+    names = submission.name_videos([*videos, Path(os.fsdecode(b"caf\xe9.mp4"))])
+    assert list(names.values()) == ["a/x.mp4", "b/x.mp4", "y.mp4", "caf\ufffd.mp4"]
+    ours = dict(zip(names.values(), (0, 1, 0, 1), strict=True))  # as our own submission has them
+    assert submission.match_labels(videos, ours) == [0, 1, 0]
+    with pytest.raises(ValueError, match=r"a/x\.mp4 and b/x\.mp4 have one label, x\.mp4"):
+        submission.match_labels(videos, {"x.mp4": 1, "y.mp4": 1})
+    with pytest.raises(ValueError, match=r"no label for a/x\.mp4 and 1 more"):
+        submission.match_labels(videos, {"c/x.mp4": 1, "y.mp4": 1})
+
+
+def test_coverage_and_log_loss_with_and_without_the_fallback():
+    verdicts = [Verdict(Path("a.mp4"), "ok", 0.8), Verdict(Path("b.mp4"), "no_face")]
+    measured = submission.measure_verdicts(verdicts, {"a.mp4": 1, "b.mp4": 0})
+    assert measured["coverage"] == 0.5
+    assert measured["log_loss_scored"] == pytest.approx(-np.log(0.8))
+    assert measured["log_loss_all"] == pytest.approx(-(np.log(0.8) + np.log(0.5)) / 2)
+    with pytest.raises(ValueError, match=r"no label for b\.mp4$"):
+        submission.measure_verdicts(verdicts, {"a.mp4": 1})

@@ -11,6 +11,7 @@ from conftest import set_matrix, write_intra_video
 
 from dfdc_lib import video
 from dfdc_lib.geometry import spread_indices
+from dfdc_lib.rehearsal.film import write_video
 
 
 def coded_frames(count: int, width: int = 64, height: int = 48) -> list[np.ndarray]:
@@ -18,103 +19,59 @@ def coded_frames(count: int, width: int = 64, height: int = 48) -> list[np.ndarr
     return [np.full((height, width, 3), 10 + 5 * i, np.uint8) for i in range(count)]
 
 
-@pytest.fixture
-def coded_video(tmp_path):
-    path = tmp_path / "coded.mp4"
-    video.write_video(path, coded_frames(40), crf=10)
-    return path
-
-
 def number_of(frame: np.ndarray) -> int:
     return round((float(frame.mean()) - 10) / 5)
 
 
-def test_frames_carry_their_own_number(coded_video):
-    wanted = [0, 1, 7, 8, 39]
-    got = [(i, number_of(frame)) for i, frame in video.iterate_frames(coded_video, wanted)]
-    assert got == [(i, i) for i in wanted]
+def numbers_of(path, wanted=range(1000)) -> list[tuple[int, int]]:
+    """(number given, number that the picture tells) of each frame."""
+    return [(number, number_of(frame)) for number, frame in video.iterate_frames(path, wanted)]
 
 
-def test_order_and_repeats_of_the_wanted_numbers_do_not_matter(coded_video):
-    assert [i for i, _ in video.iterate_frames(coded_video, [9, 3, 9])] == [3, 9]
+def same(numbers) -> list[tuple[int, int]]:
+    """What `numbers_of` gives where each frame tells the number that it was given."""
+    return [(number, number) for number in numbers]
 
 
-def test_a_video_that_ends_early_yields_what_it_has(coded_video):
-    assert [i for i, _ in video.iterate_frames(coded_video, [38, 39, 40, 90])] == [38, 39]
+def encode(path, pictures, codec="libx264", pixels="yuv420p", options=None, form=None, aspect=None):
+    """Write pictures by any codec. aspect: of a pixel, width by height."""
+    with av.open(str(path), "w", format=form, options={"movflags": "faststart"}) as container:
+        stream = container.add_stream(codec, rate=30)
+        stream.height, stream.width = pictures[0].shape[:2]
+        stream.pix_fmt, stream.bit_rate, stream.options = pixels, 4_000_000, options or {}
+        if aspect:
+            stream.codec_context.sample_aspect_ratio = aspect
+        for picture in pictures:
+            frame = av.VideoFrame.from_ndarray(picture, format="rgb24").reformat(format=pixels)
+            container.mux(stream.encode(frame))
+        container.mux(stream.encode())
 
 
-def test_probe_tells_size_count_and_rate(coded_video):
-    assert video.probe(coded_video) == video.VideoInfo(64, 48, 40, 30)
+def remux(source, target, change=lambda packets: packets, form=None):
+    """Copy packets, as changed by `change`, into another container, as `ffmpeg -c copy` does."""
+    with av.open(str(source)) as given, av.open(str(target), "w", format=form) as made:
+        stream = made.add_stream_from_template(given.streams.video[0])
+        for packet in change([packet for packet in given.demux(video=0) if packet.size]):
+            packet.stream = stream
+            made.mux(packet)
 
 
-def test_frames_are_rgb(tmp_path):
-    red = np.zeros((48, 64, 3), np.uint8)
-    red[..., 0] = 220
-    video.write_video(tmp_path / "red.mp4", [red] * 3)
-    (_, frame) = next(video.iterate_frames(tmp_path / "red.mp4", [1]))
-    assert frame[..., 0].mean() > 190
-    assert frame[..., 2].mean() < 40
+def filter_packets(source, target, settings: str, count: int) -> None:
+    """Copy a video's packets, the first `count` of them through FFmpeg's h264_metadata."""
+    with av.open(str(source)) as given:
+        stream = given.streams.video[0]
+        change = av.bitstream.BitStreamFilterContext(f"h264_metadata={settings}", stream)
+
+        def apply(packets):
+            changed = [other for packet in packets[:count] for other in change.filter(packet)]
+            return changed + packets[count:]
+
+        remux(source, target, apply)
 
 
-@pytest.mark.parametrize(("count", "expected"), [(1, 1), (2, 2), (31, 31), (32, 32), (33, 32)])
-def test_short_videos_give_all_their_frames_once(tmp_path, count, expected):
-    video.write_video(tmp_path / "short.mp4", coded_frames(count))
-    wanted = spread_indices(video.probe(tmp_path / "short.mp4").n_frames, 32)
-    numbers = [number for number, _ in video.iterate_frames(tmp_path / "short.mp4", wanted)]
-    assert len(numbers) == len(set(numbers)) == expected
-
-
-def test_a_text_file_named_mp4_is_unreadable(tmp_path):
-    path = tmp_path / "text.mp4"
-    path.write_text("not a video")
-    with pytest.raises(video.VideoError) as error:
-        video.probe(path)
-    assert error.value.status == "unreadable"
-
-
-def test_a_missing_file_is_named(tmp_path):
-    with pytest.raises(FileNotFoundError, match=r"gone\.mp4"):
-        video.probe(tmp_path / "gone.mp4")
-
-
-def test_the_same_frames_give_the_same_bytes(tmp_path):
-    for name in "ab":
-        video.write_video(tmp_path / name, coded_frames(5))
-    assert (tmp_path / "a").read_bytes() == (tmp_path / "b").read_bytes()
-
-
-def test_a_frame_that_can_not_be_decoded_shifts_no_other(tmp_path):
-    write_intra_video(tmp_path / "damaged.mp4", coded_frames(40), drop=[17, 18, 25])
-    got = [(i, number_of(frame)) for i, frame in video.iterate_frames(tmp_path / "damaged.mp4", range(40))]
-    assert got == [(i, i) for i in range(40) if i not in (17, 18, 25)]
-
-
-def test_a_variable_frame_rate_keeps_numbers(tmp_path):
-    times = np.cumsum(np.random.default_rng(0).integers(5, 60, 40)).tolist()
-    write_intra_video(tmp_path / "variable.mp4", coded_frames(40), times, drop=[6])
-    got = [(i, number_of(frame)) for i, frame in video.iterate_frames(tmp_path / "variable.mp4", range(40))]
-    assert got == [(i, i) for i in range(40) if i != 6]
-    assert video.probe(tmp_path / "variable.mp4").n_frames == 40
-
-
-def test_a_download_that_broke_off_says_how_much_is_missing(tmp_path):
-    write_intra_video(tmp_path / "whole.mp4", coded_frames(40), options={"movflags": "faststart"})
-    data = (tmp_path / "whole.mp4").read_bytes()
-    (tmp_path / "cut.mp4").write_bytes(data[: len(data) * 6 // 10])
-    info = video.probe(tmp_path / "cut.mp4")
-    assert 5 < info.n_frames < 35
-    assert info.n_frames + info.n_missing == 40
-    got = [(i, number_of(frame)) for i, frame in video.iterate_frames(tmp_path / "cut.mp4", range(info.n_frames - 1))]
-    assert got == [(i, i) for i in range(info.n_frames - 1)]
-
-
-@pytest.mark.parametrize("suffix", ["avi", "mkv", "mov", "ts"])
-def test_containers_and_frames_out_of_order_keep_numbers(tmp_path, suffix):
-    write_intra_video(tmp_path / f"v.{suffix}", coded_frames(40), options={"g": "12", "bf": "2"}, form=None)
-    got = [(i, number_of(frame)) for i, frame in video.iterate_frames(tmp_path / f"v.{suffix}", range(40))]
-    assert [i for i, _ in got] == sorted({i for i, _ in got})
-    assert len(got) >= 38
-    assert all(abs(i - number) <= 1 for i, number in got)
+def noise(seed: int) -> np.ndarray:
+    small = np.random.default_rng(seed).integers(0, 255, (6, 8, 3), dtype=np.uint8)
+    return cv2.resize(small, (64, 48))
 
 
 def opencv_frames(path) -> list[np.ndarray]:
@@ -125,11 +82,70 @@ def opencv_frames(path) -> list[np.ndarray]:
     return frames
 
 
+def test_frames_carry_their_own_number_in_whatever_order_they_are_wanted(tmp_path):
+    write_video(tmp_path / "a.mp4", coded_frames(40), crf=10)
+    assert video.probe(tmp_path / "a.mp4") == video.VideoInfo(64, 48, 40, 30)
+    assert numbers_of(tmp_path / "a.mp4", [9, 3, 9]) == same([3, 9])
+    assert numbers_of(tmp_path / "a.mp4", [0, 1, 8, 38, 39, 40, 90]) == same([0, 1, 8, 38, 39])
+    write_video(tmp_path / "b.mp4", coded_frames(40), crf=10)  # the same bytes again
+    assert (tmp_path / "a.mp4").read_bytes() == (tmp_path / "b.mp4").read_bytes()
+
+
+@pytest.mark.parametrize("count", [1, 2, 31, 32, 33])
+def test_short_videos_give_all_their_frames_once(tmp_path, count):
+    write_video(tmp_path / "short.mp4", coded_frames(count), crf=10)
+    wanted = spread_indices(video.probe(tmp_path / "short.mp4").n_frames, 32).tolist()
+    assert numbers_of(tmp_path / "short.mp4", wanted) == same(wanted)
+    assert len(wanted) == min(count, 32)
+
+
+def test_a_file_that_is_missing_or_no_video_is_named(tmp_path):
+    (tmp_path / "text.mp4").write_text("not a video")
+    with pytest.raises(video.VideoError, match=r"text\.mp4") as error:
+        video.probe(tmp_path / "text.mp4")
+    assert error.value.status == "unreadable"
+    with pytest.raises(FileNotFoundError, match=r"gone\.mp4"):
+        video.probe(tmp_path / "gone.mp4")
+
+
+VARIABLE = np.cumsum(np.random.default_rng(0).integers(5, 60, 40)).tolist()
+
+
+@pytest.mark.parametrize("times", [None, VARIABLE], ids=["constant rate", "variable rate"])
+def test_a_frame_that_can_not_be_decoded_shifts_no_other(tmp_path, times):
+    drop = [17, 18, 25]
+    write_intra_video(tmp_path / "damaged.mp4", coded_frames(40), times, drop)
+    assert numbers_of(tmp_path / "damaged.mp4") == same(i for i in range(40) if i not in drop)
+    assert video.probe(tmp_path / "damaged.mp4").n_frames == 40
+
+
+@pytest.mark.parametrize("form", ["mp4", "avi"])
+def test_a_download_that_broke_off_says_how_much_is_missing(tmp_path, form):
+    path = tmp_path / "v"
+    encode(path, coded_frames(40), "mjpeg", "yuvj420p", form=form)
+    path.write_bytes(path.read_bytes()[: path.stat().st_size * 6 // 10])
+    info = video.probe(path)
+    assert 5 < info.n_frames < 35
+    assert info.n_frames + info.n_missing == 40
+    complete = range(info.n_frames - 1)
+    assert numbers_of(path, complete) == same(complete)
+
+
+@pytest.mark.parametrize("suffix", ["avi", "mkv", "mov", "ts"])
+def test_containers_and_frames_out_of_order_keep_numbers(tmp_path, suffix):
+    path = tmp_path / f"v.{suffix}"
+    write_intra_video(path, coded_frames(40), options={"g": "12", "bf": "2"}, form=None)
+    got = numbers_of(path)
+    assert [i for i, _ in got] == sorted({i for i, _ in got})
+    assert len(got) >= 38
+    assert all(abs(i - number) <= 1 for i, number in got)
+
+
 @pytest.mark.parametrize("every", [1, 3, 10])
 def test_frames_that_are_passed_over_change_none_of_the_others(tmp_path, every):
-    """B-frames, pyramids of them, several references, scene cuts: to the bit what decoding every frame gives."""
-    rng = np.random.default_rng(0)
-    picture = cv2.resize(rng.integers(0, 255, (20, 30, 3), dtype=np.uint8), (320, 240), interpolation=cv2.INTER_CUBIC)
+    """B-frames, pyramids of them, several references, scene cuts: the same to the bit."""
+    small = np.random.default_rng(0).integers(0, 255, (20, 30, 3), dtype=np.uint8)
+    picture = cv2.resize(small, (320, 240), interpolation=cv2.INTER_CUBIC)
     frames = [np.roll(picture, 3 * i, axis=1) if i % 25 else 255 - picture for i in range(90)]
     settings = {"bf": "3", "g": "30", "x264-params": "b-pyramid=normal:ref=4:scenecut=40"}
     write_intra_video(tmp_path / "moving.mp4", frames, options=settings)
@@ -138,74 +154,39 @@ def test_frames_that_are_passed_over_change_none_of_the_others(tmp_path, every):
         assert np.array_equal(frame, whole[number])
 
 
-@pytest.mark.parametrize("degrees", [90, 180, -90])
-def test_a_telephone_held_upright_is_turned(tmp_path, degrees):
-    picture = cv2.resize(np.random.default_rng(1).integers(0, 255, (6, 8, 3), dtype=np.uint8), (64, 48))
-    with av.open(str(tmp_path / "turned.mp4"), "w") as container:
-        stream = container.add_stream("libx264", rate=30)
-        stream.width, stream.height, stream.pix_fmt = 64, 48, "yuv420p"
-        stream.set_display_rotation(degrees)
-        for _ in range(3):
-            container.mux(stream.encode(av.VideoFrame.from_ndarray(picture, format="rgb24")))
-        container.mux(stream.encode())
-    info = video.probe(tmp_path / "turned.mp4")
-    for (_, frame), other in zip(
-        video.iterate_frames(tmp_path / "turned.mp4", range(3)), opencv_frames(tmp_path / "turned.mp4"), strict=True
-    ):
-        assert frame.shape == (info.height, info.width, 3)
-        assert np.array_equal(frame, other)
-
-
 @pytest.mark.parametrize("pixels", ["yuv420p", "yuv444p", "yuv420p10le", "gray", "yuvj420p"])
 def test_colours_are_those_that_opencv_sees(tmp_path, pixels):
-    picture = cv2.resize(np.random.default_rng(2).integers(0, 255, (6, 8, 3), dtype=np.uint8), (64, 48))
-    with av.open(str(tmp_path / "v.mp4"), "w") as container:
-        stream = container.add_stream("libx264", rate=30)
-        stream.width, stream.height, stream.pix_fmt = 64, 48, pixels
-        container.mux(stream.encode(av.VideoFrame.from_ndarray(picture, format="rgb24").reformat(format=pixels)))
-        container.mux(stream.encode())
+    encode(tmp_path / "v.mp4", [noise(2)], pixels=pixels)
     ((_, frame),) = video.iterate_frames(tmp_path / "v.mp4", [0])
     apart = np.abs(frame.astype(int) - opencv_frames(tmp_path / "v.mp4")[0])
-    assert apart.mean() < 2 if pixels == "yuv420p10le" else apart.max() <= 1  # 10 bits are rounded in other ways
+    # 10 bits are rounded in other ways.
+    assert apart.mean() < 2 if pixels == "yuv420p10le" else apart.max() <= 1
 
 
-# ------------------------------------------------------------------------------------- what containers say and mean
-
-
-def remux(source, target, change=lambda packets: packets, form=None):
-    """Copy a video's packets into another container, as `ffmpeg -c copy` does; `change` makes others of their list."""
-    with av.open(str(source)) as given, av.open(str(target), "w", format=form) as made:
-        stream = made.add_stream_from_template(given.streams.video[0])
-        for packet in change([packet for packet in given.demux(video=0) if packet.size]):
-            packet.stream = stream
-            made.mux(packet)
-
-
-def numbers_of(path, wanted=range(1000)) -> list[tuple[int, int]]:
-    """(number given, number that the picture tells) of each frame."""
-    return [(number, number_of(frame)) for number, frame in video.iterate_frames(path, wanted)]
+# What containers say and mean
 
 
 @pytest.mark.parametrize("suffix", ["mp4", "flv", "mkv"])
 def test_decode_times_that_were_stored_as_show_times_do_not_shift_or_drop_frames(tmp_path, suffix):
-    """An AVI with B-frames knows decode times only; copied into another container they pass for times of showing."""
+    """An AVI with B-frames knows decode times only; copied, they pass for times of showing."""
 
     def pass_off(packets):
         for packet in packets:
             packet.pts = packet.dts
         return packets
 
-    write_intra_video(tmp_path / "b.avi", coded_frames(40), options={"g": "12", "bf": "2"}, form="avi")
-    remux(tmp_path / "b.avi", tmp_path / f"copied.{suffix}", pass_off)
-    assert video.probe(tmp_path / f"copied.{suffix}").n_frames == 40
-    assert numbers_of(tmp_path / f"copied.{suffix}") == [(i, i) for i in range(40)]
-    assert numbers_of(tmp_path / f"copied.{suffix}", range(0, 40, 7)) == [(i, i) for i in range(0, 40, 7)]
+    avi, copied = tmp_path / "b.avi", tmp_path / f"copied.{suffix}"
+    write_intra_video(avi, coded_frames(40), options={"g": "12", "bf": "2"}, form="avi")
+    remux(avi, copied, pass_off)
+    assert video.probe(copied).n_frames == 40
+    for wanted in (range(40), range(0, 40, 7)):
+        assert numbers_of(copied, wanted) == same(wanted)
 
 
-def test_times_that_turn_out_wrong_while_decoding_drop_no_frame(tmp_path, monkeypatch):
+def test_times_that_turn_out_wrong_while_decoding_drop_no_frame(tmp_path):
     write_intra_video(tmp_path / "b.mp4", coded_frames(40), options={"g": "12", "bf": "2"})
     info = video.probe(tmp_path / "b.mp4")
-    wrong = dict(enumerate(range(40)))  # packet by packet, as if nothing were put into another order
+    wrong = dict(same(range(40)))  # packet by packet, as if nothing were put into another order
     got = list(video.iterate_frames(tmp_path / "b.mp4", range(40), replace(info, numbers=wrong)))
     numbers = [number for number, _ in got]
     assert numbers == sorted(set(numbers))
@@ -214,7 +195,7 @@ def test_times_that_turn_out_wrong_while_decoding_drop_no_frame(tmp_path, monkey
 
 @pytest.mark.parametrize("same_time", [True, False])
 def test_frames_that_are_never_shown_are_not_counted(tmp_path, same_time):
-    """VP8's alternate references only serve prediction: a bit in their first byte says so, and no time does."""
+    """VP8's alternate references only serve prediction: a bit of theirs says so, and no time."""
 
     def hide_tenth(packets):
         data = bytearray(bytes(packets[10]))
@@ -223,12 +204,7 @@ def test_frames_that_are_never_shown_are_not_counted(tmp_path, same_time):
         packets[10].pts = packets[10].dts = packets[11].pts - (0 if same_time else 1)
         return packets
 
-    with av.open(str(tmp_path / "all.webm"), "w") as container:
-        stream = container.add_stream("libvpx", rate=30)
-        stream.width, stream.height, stream.pix_fmt, stream.bit_rate = 64, 48, "yuv420p", 4_000_000
-        for picture in coded_frames(40):
-            container.mux(stream.encode(av.VideoFrame.from_ndarray(picture, format="rgb24")))
-        container.mux(stream.encode())
+    encode(tmp_path / "all.webm", coded_frames(40), "libvpx")
     remux(tmp_path / "all.webm", tmp_path / "hidden.webm", hide_tenth)
     assert video.probe(tmp_path / "hidden.webm").n_frames == 39
     shown = [number for number in range(40) if number != 10]
@@ -237,68 +213,41 @@ def test_frames_that_are_never_shown_are_not_counted(tmp_path, same_time):
 
 
 def test_chunks_of_an_avi_that_repeat_a_frame_are_not_missing(tmp_path):
-    """A frame each 20 ticks of 1/600 s: the 19 between are empty chunks, which the header counts."""
+    """A frame each 20 ticks of 1/600 s: the header counts the 19 empty chunks between."""
     write_intra_video(tmp_path / "v.avi", coded_frames(40), form="avi")
     with av.open(str(tmp_path / "v.avi")) as container:
         assert container.streams.video[0].frames > 700
     info = video.probe(tmp_path / "v.avi")
     assert (info.n_frames, info.n_missing) == (40, 0)
-    assert numbers_of(tmp_path / "v.avi") == [(i, i) for i in range(40)]
-
-
-def test_an_avi_that_ends_early_says_so(tmp_path):
-    frames = [np.random.default_rng(i).integers(0, 255, (48, 64, 3), dtype=np.uint8) for i in range(40)]
-    with av.open(str(tmp_path / "v.avi"), "w") as container:
-        stream = container.add_stream("mjpeg", rate=30)
-        stream.width, stream.height, stream.pix_fmt = 64, 48, "yuvj420p"
-        for picture in frames:
-            container.mux(stream.encode(av.VideoFrame.from_ndarray(picture, format="rgb24")))
-        container.mux(stream.encode())
-    data = (tmp_path / "v.avi").read_bytes()
-    (tmp_path / "cut.avi").write_bytes(data[: len(data) // 2])
-    info = video.probe(tmp_path / "cut.avi")
-    assert 15 < info.n_frames < 25
-    assert info.n_frames + info.n_missing == 40
+    assert numbers_of(tmp_path / "v.avi") == same(range(40))
 
 
 def test_leading_pictures_of_a_cut_are_not_counted(tmp_path):
-    """Cut at the key frame of an open group: the pictures that lead it can't be decoded, and no player shows them."""
+    """Cut at an open group's key frame: what leads it can't be decoded, and no player shows it."""
 
     def from_second_key(packets):
-        keys = [number for number, packet in enumerate(packets) if packet.is_keyframe]
-        return packets[keys[1] :]
+        return packets[[packet.is_keyframe for packet in packets].index(True, 1) :]
 
-    with av.open(str(tmp_path / "whole.mkv"), "w") as container:
-        stream = container.add_stream("libx265", rate=30)
-        stream.width, stream.height, stream.pix_fmt = 64, 48, "yuv420p"
-        stream.options = {
-            "x265-params": "keyint=12:min-keyint=12:bframes=3:b-adapt=0:open-gop=1:log-level=0",
-            "crf": "4",
-        }
-        for picture in coded_frames(40):
-            container.mux(stream.encode(av.VideoFrame.from_ndarray(picture, format="rgb24")))
-        container.mux(stream.encode())
+    groups = "keyint=12:min-keyint=12:bframes=3:b-adapt=0:open-gop=1:log-level=0"
+    options = {"x265-params": groups, "crf": "4"}
+    encode(tmp_path / "whole.mkv", coded_frames(40), "libx265", options=options)
     remux(tmp_path / "whole.mkv", tmp_path / "cut.mkv", from_second_key)
-    got = numbers_of(tmp_path / "cut.mkv")
-    assert [given for given, _ in got] == list(range(len(got)))
-    assert [told for _, told in got] == list(range(12, 40))
+    assert numbers_of(tmp_path / "cut.mkv") == list(enumerate(range(12, 40)))
     assert video.probe(tmp_path / "cut.mkv").n_frames == 28
 
 
-# --------------------------------------------------------------------------------------------- the picture as shown
+# The picture as shown
 
-CORNERS = {(-1, -1): (200, 30, 30), (1, -1): (30, 200, 30), (-1, 1): (30, 30, 200), (1, 1): (200, 200, 200)}
+# (x, y) from the middle, y down → RGB
+CORNERS = {(-1, -1): (200, 30, 30), (1, -1): (30, 200, 30)}
+CORNERS |= {(-1, 1): (30, 30, 200), (1, 1): (200, 200, 200)}
 COLOURS = np.array(list(CORNERS.values()))
 
 
 def corner_picture(width: int = 64, height: int = 48) -> np.ndarray:
-    """A picture whose corners differ in colour. CORNERS: (x, y) from the middle, y down → RGB."""
-    picture = np.zeros((height, width, 3), np.uint8)
-    for (x, y), colour in CORNERS.items():
-        picture[
-            (slice(height // 2), slice(height // 2, None))[y > 0], (slice(width // 2), slice(width // 2, None))[x > 0]
-        ] = colour
-    return picture
+    """A picture whose corners differ in colour."""
+    quarters = COLOURS.reshape(2, 2, 3).astype(np.uint8)
+    return quarters.repeat(height // 2, axis=0).repeat(width // 2, axis=1)
 
 
 def corners_of(picture: np.ndarray) -> dict[tuple[int, int], tuple]:
@@ -306,26 +255,18 @@ def corners_of(picture: np.ndarray) -> dict[tuple[int, int], tuple]:
     height, width = picture.shape[:2]
     seen = {}
     for x, y in CORNERS:
-        quarter = picture[(1 + 2 * (y > 0)) * height // 4, (1 + 2 * (x > 0)) * width // 4].astype(int)
+        quarter = picture[(2 + y) * height // 4, (2 + x) * width // 4].astype(int)
         seen[x, y] = tuple(COLOURS[np.abs(COLOURS - quarter).sum(axis=1).argmin()].tolist())
     return seen
 
 
-@pytest.mark.parametrize(
-    "matrix",
-    [
-        (1, 0, 0, 1),
-        (-1, 0, 0, 1),
-        (1, 0, 0, -1),
-        (-1, 0, 0, -1),
-        (0, 1, -1, 0),
-        (0, -1, 1, 0),
-        (0, 1, 1, 0),
-        (0, -1, -1, 0),
-    ],
-)
+UPRIGHT = [(1, 0, 0, 1), (-1, 0, 0, 1), (1, 0, 0, -1), (-1, 0, 0, -1)]
+SIDEWAYS = [(0, 1, -1, 0), (0, -1, 1, 0), (0, 1, 1, 0), (0, -1, -1, 0)]
+
+
+@pytest.mark.parametrize("matrix", UPRIGHT + SIDEWAYS)
 def test_a_matrix_that_turns_and_mirrors_is_followed(tmp_path, matrix):
-    video.write_video(tmp_path / "v.mp4", [corner_picture()] * 3, crf=5)
+    write_video(tmp_path / "v.mp4", [corner_picture()] * 3, crf=5)
     set_matrix(tmp_path / "v.mp4", *matrix)
     a, b, c, d = matrix
     expected = {(a * x + c * y, b * x + d * y): colour for (x, y), colour in CORNERS.items()}
@@ -334,20 +275,16 @@ def test_a_matrix_that_turns_and_mirrors_is_followed(tmp_path, matrix):
     for _, frame in video.iterate_frames(tmp_path / "v.mp4", range(3), info):
         assert frame.shape == (info.height, info.width, 3)
         assert corners_of(frame) == expected
+    wide = replace(info, pixel_aspect=2.0)  # first made square, then turned
+    (_, frame) = next(video.iterate_frames(tmp_path / "v.mp4", [0], wide))
+    assert frame.shape == ((48, 128, 3) if a else (128, 48, 3))
 
 
 def test_an_orientation_that_the_stream_tells_once_holds_for_all_frames(tmp_path):
     """H.264 has a message for it, which may come with the first frame alone."""
-    video.write_video(tmp_path / "plain.mp4", [corner_picture()] * 6, crf=5)
-    with av.open(str(tmp_path / "plain.mp4")) as given, av.open(str(tmp_path / "told.mp4"), "w") as made:
-        stream = made.add_stream_from_template(given.streams.video[0])
-        filtering = av.bitstream.BitStreamFilterContext(
-            "h264_metadata=display_orientation=insert:rotate=90", given.streams.video[0]
-        )
-        for number, packet in enumerate(p for p in given.demux(video=0) if p.size):
-            for other in filtering.filter(packet) if number == 0 else [packet]:
-                other.stream = stream
-                made.mux(other)
+    write_video(tmp_path / "plain.mp4", [corner_picture()] * 6, crf=5)
+    orientation = "display_orientation=insert:rotate=90"
+    filter_packets(tmp_path / "plain.mp4", tmp_path / "told.mp4", orientation, count=1)
     shapes = {frame.shape for _, frame in video.iterate_frames(tmp_path / "told.mp4", range(6))}
     assert shapes == {(64, 48, 3)}
 
@@ -356,15 +293,7 @@ def test_an_orientation_that_the_stream_tells_once_holds_for_all_frames(tmp_path
     ("aspect", "size"), [(Fraction(2, 1), (128, 48)), (Fraction(1, 2), (64, 96)), (None, (64, 48))]
 )
 def test_pixels_are_shown_square(tmp_path, aspect, size):
-    picture = corner_picture()
-    with av.open(str(tmp_path / "v.mp4"), "w") as container:
-        stream = container.add_stream("libx264", rate=30)
-        stream.width, stream.height, stream.pix_fmt = 64, 48, "yuv420p"
-        if aspect:
-            stream.codec_context.sample_aspect_ratio = aspect
-        for _ in range(3):
-            container.mux(stream.encode(av.VideoFrame.from_ndarray(picture, format="rgb24")))
-        container.mux(stream.encode())
+    encode(tmp_path / "v.mp4", [corner_picture()] * 3, aspect=aspect)
     info = video.probe(tmp_path / "v.mp4")
     assert (info.width, info.height) == size
     for _, frame in video.iterate_frames(tmp_path / "v.mp4", range(3), info):
@@ -372,35 +301,22 @@ def test_pixels_are_shown_square(tmp_path, aspect, size):
         assert corners_of(frame) == CORNERS
 
 
-def test_turned_pixels_that_are_not_square(tmp_path):
-    video.write_video(tmp_path / "v.mp4", [corner_picture()] * 3, crf=5)
-    set_matrix(tmp_path / "v.mp4", 0, 1, -1, 0)
-    info = replace(video.probe(tmp_path / "v.mp4"), pixel_aspect=2.0)
-    (_, frame) = next(video.iterate_frames(tmp_path / "v.mp4", [0], info))
-    assert frame.shape == (128, 48, 3)
-
-
-def write_streams(path, *kinds):
-    """An mp4 with several video streams: (picture, disposition) each."""
-    with av.open(str(path), "w") as container:
+@pytest.mark.parametrize("first", [Disposition.attached_pic, Disposition.dub])
+def test_the_stream_that_is_read_is_the_one_that_plays(tmp_path, first):
+    """Not the cover, and not another angle: the default track; size and frames come from it."""
+    pictures = {first: np.zeros((200, 200, 3), np.uint8), Disposition.default: corner_picture()}
+    with av.open(str(tmp_path / "v.mp4"), "w") as container:
         streams = []
-        for picture, disposition in kinds:
-            stream = container.add_stream("libx264" if disposition != Disposition.attached_pic else "mjpeg", rate=30)
+        for disposition, picture in pictures.items():
+            cover = disposition == Disposition.attached_pic
+            stream = container.add_stream("mjpeg" if cover else "libx264", rate=30)
             stream.height, stream.width = picture.shape[:2]
-            stream.pix_fmt, stream.disposition = "yuvj420p" if stream.name == "mjpeg" else "yuv420p", disposition
-            streams.append(stream)
-        for stream, (picture, disposition) in zip(streams, kinds, strict=True):
-            for _ in range(1 if disposition == Disposition.attached_pic else 4):
+            stream.pix_fmt, stream.disposition = "yuvj420p" if cover else "yuv420p", disposition
+            streams.append((stream, [picture] * (1 if cover else 4)))
+        for stream, shown in streams:
+            for picture in shown:
                 container.mux(stream.encode(av.VideoFrame.from_ndarray(picture, format="rgb24")))
             container.mux(stream.encode())
-
-
-@pytest.mark.parametrize("first", [Disposition.attached_pic, Disposition.dub])
-def test_the_stream_that_is_judged_is_the_one_that_plays(tmp_path, first):
-    """Not the cover, and not another angle: the default track; size and frames come from it."""
-    write_streams(
-        tmp_path / "v.mp4", (np.zeros((200, 200, 3), np.uint8), first), (corner_picture(), Disposition.default)
-    )
     info = video.probe(tmp_path / "v.mp4")
     assert (info.width, info.height, info.n_frames) == (64, 48, 4)
     got = list(video.iterate_frames(tmp_path / "v.mp4", range(4), info))
@@ -411,43 +327,34 @@ def test_the_stream_that_is_judged_is_the_one_that_plays(tmp_path, first):
 @pytest.mark.parametrize("left", [2, 16, 34])
 def test_a_cropping_that_the_stream_asks_for_is_followed_in_the_size_too(tmp_path, left):
     write_intra_video(tmp_path / "whole.ts", [corner_picture(128, 96)] * 4, form="mpegts")
-    with av.open(str(tmp_path / "whole.ts")) as given, av.open(str(tmp_path / "cropped.ts"), "w") as made:
-        source = given.streams.video[0]
-        cropping = av.bitstream.BitStreamFilterContext(f"h264_metadata=crop_left={left}:crop_bottom=4", source)
-        stream = made.add_stream_from_template(source)
-        for packet in given.demux(video=0):
-            for other in cropping.filter(packet if packet.size else None):
-                other.stream = stream
-                made.mux(other)
+    cropping = f"crop_left={left}:crop_bottom=4"
+    filter_packets(tmp_path / "whole.ts", tmp_path / "cropped.ts", cropping, count=4)
     info = video.probe(tmp_path / "cropped.ts")
     assert (info.width, info.height, info.n_frames) == (128 - left, 92, 4)
     whole = dict(video.iterate_frames(tmp_path / "whole.ts", range(4)))
     got = dict(video.iterate_frames(tmp_path / "cropped.ts", range(4), info))
     assert sorted(got) == [0, 1, 2, 3]
-    assert all(np.abs(frame.astype(int) - whole[number][:92, left:]).max() <= 2 for number, frame in got.items())
+    for number, frame in got.items():
+        assert np.abs(frame.astype(int) - whole[number][:92, left:]).max() <= 2
 
 
 def test_a_size_that_changes_midway_loses_no_frame(tmp_path):
     """As recordings of video calls do: each frame has its own size."""
-    small, large = coded_frames(10), coded_frames(30, 128, 96)
-    for name, frames, form in (("small", small, "mpegts"), ("large", large[10:], "mpegts")):
-        write_intra_video(tmp_path / f"{name}.ts", frames, form=form)
-    (tmp_path / "grows.ts").write_bytes((tmp_path / "small.ts").read_bytes() + (tmp_path / "large.ts").read_bytes())
+    small, large = tmp_path / "small.ts", tmp_path / "large.ts"
+    write_intra_video(small, coded_frames(10), form="mpegts")
+    write_intra_video(large, coded_frames(30, 128, 96)[10:], form="mpegts")
+    (tmp_path / "grows.ts").write_bytes(small.read_bytes() + large.read_bytes())
     got = list(video.iterate_frames(tmp_path / "grows.ts", range(30)))
-    assert [(number, number_of(frame)) for number, frame in got] == [(i, i) for i in range(30)]
+    assert [(number, number_of(frame)) for number, frame in got] == same(range(30))
     assert [frame.shape[1] for _, frame in got] == [64] * 10 + [128] * 20
     assert video.probe(tmp_path / "grows.ts").width == 64
 
 
 @pytest.mark.parametrize(
-    ("codec", "suffix"), [("libx264", "h264"), ("libx265", "hevc"), ("mpeg2video", "mxf"), ("rv20", "rm")]
+    ("codec", "suffix"),
+    [("libx264", "h264"), ("libx265", "hevc"), ("mpeg2video", "mxf"), ("rv20", "rm")],
 )
 def test_raw_streams_and_broadcast_containers_are_read(tmp_path, codec, suffix):
-    with av.open(str(tmp_path / f"v.{suffix}"), "w") as container:
-        stream = container.add_stream(codec, rate=30)
-        stream.width, stream.height, stream.pix_fmt, stream.bit_rate = 64, 48, "yuv420p", 4_000_000
-        stream.options = {"x265-params": "log-level=0", "crf": "10"} if codec.startswith("libx") else {}
-        for picture in coded_frames(30):
-            container.mux(stream.encode(av.VideoFrame.from_ndarray(picture, format="rgb24")))
-        container.mux(stream.encode())
-    assert numbers_of(tmp_path / f"v.{suffix}") == [(i, i) for i in range(30)]
+    options = {"x265-params": "log-level=0", "crf": "10"} if codec.startswith("libx") else {}
+    encode(tmp_path / f"v.{suffix}", coded_frames(30), codec, options=options)
+    assert numbers_of(tmp_path / f"v.{suffix}") == same(range(30))

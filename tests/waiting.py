@@ -1,4 +1,5 @@
-"""To wait for what happens, not for as long as it takes here. (Processes that import this start at once.)"""
+"""To wait for what happens, not for as long as it takes here. (Processes that import this start at
+once.)"""
 
 import threading
 import time

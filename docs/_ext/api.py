@@ -1,6 +1,7 @@
-"""The library's reference, from its source: signatures, docstrings, and the comments beside settings.
+"""The library's reference, from its source: signatures, docstrings, comments beside settings.
 
-Nothing is imported, so no page waits for torch. Each module becomes a page in api/; `{modules}` lists some of them.
+Nothing is imported, so no page waits for torch. Each module becomes a page in api/; `{modules}`
+lists some of them.
 """
 
 import ast
@@ -16,22 +17,30 @@ LIBRARY = Path(importlib.util.find_spec("dfdc_lib").origin).parent
 
 
 def write_pages(app: Sphinx) -> None:
-    """A page for each module; a file is touched only where its text changes, so that a second build is quick."""
+    """A page for each module, touched only where its text changes: a second build is quick."""
     folder = Path(app.srcdir) / "api"
     folder.mkdir(exist_ok=True)
-    for path in sorted(LIBRARY.glob("[!_]*.py")):
-        page, text = folder / f"{path.stem}.md", describe_module(path)
+    for path in sorted(LIBRARY.rglob("[!_]*.py")):
+        page, text = folder / f"{name_module(path)}.md", describe_module(path)
         if not page.exists() or page.read_text() != text:
             page.write_text(text)
+
+
+def name_module(path: Path) -> str:
+    """As it is imported, without the package's name: "faces", "fast.mtcnn"."""
+    return ".".join(path.relative_to(LIBRARY).with_suffix("").parts)
 
 
 def describe_module(path: Path) -> str:
     source = path.read_text()
     tree, lines = ast.parse(source), source.splitlines()
-    parts = [f"# {path.stem}", fence("py:module", f"dfdc_lib.{path.stem}", ""), prose(tree)]
+    name = name_module(path)
+    parts = [f"# {name}", fence("py:module", f"dfdc_lib.{name}", ""), prose(tree)]
     constants = [describe_constant(node, lines) for node in tree.body if is_constant(node)]
     others = [describe(node, lines) for node in tree.body if is_public(node)]
-    return "\n\n".join([*parts, *others, *(["## Constants", *constants] if constants else [])]) + "\n"
+    return (
+        "\n\n".join([*parts, *others, *(["## Constants", *constants] if constants else [])]) + "\n"
+    )
 
 
 def is_public(node: ast.AST) -> bool:
@@ -39,17 +48,25 @@ def is_public(node: ast.AST) -> bool:
 
 
 def is_constant(node: ast.AST) -> bool:
-    return isinstance(node, ast.Assign) and isinstance(node.targets[0], ast.Name) and node.targets[0].id[0].isupper()
+    return (
+        isinstance(node, ast.Assign)
+        and isinstance(node.targets[0], ast.Name)
+        and node.targets[0].id[0].isupper()
+    )
 
 
 def describe(node: ast.FunctionDef | ast.ClassDef, lines: list[str]) -> str:
     if isinstance(node, ast.FunctionDef):
         return fence("py:function", f"{node.name}{signature(node)}", prose(node))
     methods = {n.name: n for n in node.body if isinstance(n, ast.FunctionDef)}
-    fields = [n for n in node.body if isinstance(n, ast.AnnAssign) and not n.target.id.startswith("_")]
+    fields = [
+        n for n in node.body if isinstance(n, ast.AnnAssign) and not n.target.id.startswith("_")
+    ]
     given = signature(methods["__init__"], 1) if "__init__" in methods else ""
     inside = [describe_field(field, lines) for field in fields]
-    inside += [describe_method(method) for name, method in methods.items() if not name.startswith("_")]
+    inside += [
+        describe_method(method) for name, method in methods.items() if not name.startswith("_")
+    ]
     words = [prose(node), prose(methods["__init__"]) if "__init__" in methods else "", *inside]
     return fence("py:class", f"{node.name}{given}", "\n\n".join(w for w in words if w), 5)
 
@@ -77,7 +94,7 @@ def describe_constant(node: ast.Assign, lines: list[str]) -> str:
 
 
 def signature(function: ast.FunctionDef, n_skipped: int = 0) -> str:
-    """The arguments and the result, as written. n_skipped: how many come first that a caller does not give: self."""
+    """The arguments and the result, as written, without the first `n_skipped` (self)."""
     arguments = function.args
     for names in (arguments.posonlyargs, arguments.args):
         del names[: n_skipped if names else 0]
@@ -86,7 +103,7 @@ def signature(function: ast.FunctionDef, n_skipped: int = 0) -> str:
 
 
 def comment_on(node: ast.stmt, lines: list[str]) -> str:
-    """The comment at the end of a statement's first or last line, or the lines of comment above it."""
+    """The comment at the end of a statement's first or last line, or the lines above it."""
     for number in (node.lineno, node.end_lineno):
         if mark := re.search(r"  # (.*)", lines[number - 1]):
             return mark[1]
@@ -114,7 +131,9 @@ def escape(text: str) -> str:
 
 def escape_line(line: str) -> str:
     spans = re.split(r"(`[^`]*`)", line)
-    words = "".join(s if s.startswith("`") else re.sub(r"([<*$|\\\[]|__)", r"\\\1", s) for s in spans)
+    words = "".join(
+        s if s.startswith("`") else re.sub(r"([<*$|\\\[]|__)", r"\\\1", s) for s in spans
+    )
     return re.sub(r"^([-+#>])( )", r"\\\1\2", words)
 
 
@@ -131,9 +150,10 @@ class Modules(SphinxDirective):
     def run(self) -> list:
         lines = []
         for name in " ".join(self.content).split():
-            if not (LIBRARY / f"{name}.py").exists():
-                raise self.error(f"dfdc_lib has no module {name}: mend this list")
-            text = ast.get_docstring(ast.parse((LIBRARY / f"{name}.py").read_text()))
+            path = LIBRARY / f"{name.replace('.', '/')}.py"
+            if not path.exists():
+                raise self.error(f"dfdc_lib has no module {name}: fix this list")
+            text = ast.get_docstring(ast.parse(path.read_text()))
             first = " ".join(text.split("\n\n")[0].split())
             lines += [f"[{name}](api/{name}.md)", f": {escape(first)}", ""]
         self.content = StringList(lines, self.env.docname)

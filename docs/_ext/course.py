@@ -1,4 +1,5 @@
-"""What the site makes of the executed notebooks: numbers in the navigation, alternative texts, links between them."""
+"""What the site makes of the executed notebooks: numbers in the navigation, alternative texts,
+links between them."""
 
 import json
 import re
@@ -14,7 +15,8 @@ MENTION = re.compile(r"[Nn]otebooks? \d\d(?:(?:, | and | or | to |–)\d\d)*\b")
 
 
 def number_title(app: Sphinx, doctree: nodes.document) -> None:
-    """Put a notebook's number before its title: the navigation, "previous" and "next" then show it too.
+    """Put a notebook's number before its title: the navigation, "previous" and "next" then show it
+    too.
 
     A copy that a sweep has made is told apart by its parameter's value.
     """
@@ -28,13 +30,19 @@ def number_title(app: Sphinx, doctree: nodes.document) -> None:
 
 
 def describe_figures(app: Sphinx, doctree: nodes.document) -> None:
-    """Give each figure the alternative text that code gave it; the others have that of their cell's metadata.
+    """Give each figure the alternative text that code gave it; the others have that of their cell's
+    metadata.
 
-    A figure with neither is a warning, and so ends the build: it would say nothing to who can't see it.
+    A figure with neither is a warning, and so ends the build: it would say nothing to who can't see
+    it.
     """
     mute = [n for n in doctree.findall(nodes.image) if "alt" not in n]
     cells = [(figure, find_cell(figure)) for figure in mute]
-    said = read_texts_of_code(app.env.doc2path(app.env.docname)) if any(cell for _, cell in cells) else {}
+    said = (
+        read_texts_of_code(app.env.doc2path(app.env.docname))
+        if any(cell for _, cell in cells)
+        else {}
+    )
     for figure, cell in cells:
         if cell is None:
             continue
@@ -71,7 +79,11 @@ class LinkNotebooks(SphinxPostTransform):
 
     def run(self, **kwargs) -> None:
         here = self.env.docname
-        pages = {name[10:12]: name for name in sorted(self.env.found_docs, reverse=True) if name[:10] == "notebooks/"}
+        pages = {
+            name[10:12]: name
+            for name in sorted(self.env.found_docs, reverse=True)
+            if name[:10] == "notebooks/"
+        }
         for text in list(self.document.findall(nodes.Text)):
             if is_linkable(text) and MENTION.search(text):
                 text.parent.replace(text, self.link(text.astext(), here, pages))
@@ -85,14 +97,19 @@ class LinkNotebooks(SphinxPostTransform):
                     continue
                 start, end = (mention.start() + place for place in number.span())
                 uri = self.app.builder.get_relative_uri(here, page)
-                parts += [nodes.Text(text[done:start]), nodes.reference("", number[0], internal=True, refuri=uri)]
+                parts += [
+                    nodes.Text(text[done:start]),
+                    nodes.reference("", number[0], internal=True, refuri=uri),
+                ]
                 done = end
         return [*parts, nodes.Text(text[done:])]
 
 
 def is_linkable(node: nodes.Node) -> bool:
     while (node := node.parent) is not None:
-        if isinstance(node, nodes.reference | nodes.title | nodes.literal | nodes.literal_block | nodes.raw):
+        if isinstance(
+            node, nodes.reference | nodes.title | nodes.literal | nodes.literal_block | nodes.raw
+        ):
             return False
     return True
 

@@ -1,4 +1,5 @@
-"""Committed tables on pages: experiments, with date, command and what they say in a few computed lines; statements."""
+"""Committed tables on pages: experiments, with date, command and what they say in a few computed
+lines; statements."""
 
 import ast
 import re
@@ -18,9 +19,16 @@ Lines = list[str]
 
 def margins(table: pd.DataFrame) -> Lines:
     shown = table[table.arm == "input"].pivot(index="family", columns="margin", values="auc")
-    rows = [f"| {family} | " + " | ".join(f"{v:.2f}" for v in row) + " |" for family, row in shown.iterrows()]
+    rows = [
+        f"| {family} | " + " | ".join(f"{v:.2f}" for v in row) + " |"
+        for family, row in shown.iterrows()
+    ]
     best = ", ".join(f"{family} at {row.idxmax():.0%}" for family, row in shown.iterrows())
-    head = "| AUC, the network's input as large at every margin | " + " | ".join(f"{m:.0%}" for m in shown) + " |"
+    head = (
+        "| AUC, the network's input as large at every margin | "
+        + " | ".join(f"{m:.0%}" for m in shown)
+        + " |"
+    )
     rule = "|---" * (len(shown.columns) + 1) + "|"
     return [head, rule, *rows, "", f"Highest: {best}. 0.5 is guessing."]
 
@@ -32,7 +40,11 @@ def leave_one_out(table: pd.DataFrame) -> Lines:
     for arm, part in joint.groupby("arm", sort=False):
         cells = [f"{r.auc:.2f} ({r.auc_low:.2f} to {r.auc_high:.2f})" for r in part.itertuples()]
         rows.append(f"| {arm} | " + " | ".join(cells) + " |")
-    return ["| AUC (95 %) | " + " | ".join(methods) + " |", "|---" * (len(methods) + 1) + "|", *rows]
+    return [
+        "| AUC (95 %) | " + " | ".join(methods) + " |",
+        "|---" * (len(methods) + 1) + "|",
+        *rows,
+    ]
 
 
 def sample_audit(table: pd.DataFrame) -> Lines:
@@ -49,13 +61,22 @@ def sample_audit(table: pd.DataFrame) -> Lines:
 
 
 def seeds(table: pd.DataFrame) -> Lines:
-    words = {"seed": "eight seeds", "longer": "four seeds, four times as long", "larger": "one larger network"}
+    words = {
+        "seed": "eight seeds",
+        "longer": "four seeds, four times as long",
+        "larger": "one larger network",
+    }
     words["snapshot"] = "the epochs of one of the long runs"
-    rows = ["| arm | models | log loss of one: mean (lowest to highest) | of their average |", "|---|---|---|---|"]
+    rows = [
+        "| arm | models | log loss of one: mean (lowest to highest) | of their average |",
+        "|---|---|---|---|",
+    ]
     for arm, part in table.groupby("arm", sort=False):
         alone = [log_loss(m.label, m.p_confident) for _, m in part.groupby(["seed", "epoch"])]
         mean = part.groupby("video_id")[["label", "p_confident"]].mean()
-        spread = f"{sum(alone) / len(alone):.2f}" + f" ({min(alone):.2f} to {max(alone):.2f})" * (len(alone) > 1)
+        spread = f"{sum(alone) / len(alone):.2f}" + f" ({min(alone):.2f} to {max(alone):.2f})" * (
+            len(alone) > 1
+        )
         joint = f"{log_loss(mean.label, mean.p_confident):.2f}" if len(alone) > 1 else "—"
         rows.append(f"| {words[arm]} | {len(alone)} | {spread} | {joint} |")
     return rows
@@ -64,19 +85,31 @@ def seeds(table: pd.DataFrame) -> Lines:
 def frame_scores(table: pd.DataFrame) -> Lines:
     models = [name for name in table if re.match(r"(seed|longer)_\d", name)]
     label = table.groupby("video_id").label.first()
-    rows = ["| joined by | log loss, mean of the models | AUC, mean of the models |", "|---|---|---|"]
+    rows = [
+        "| joined by | log loss, mean of the models | AUC, mean of the models |",
+        "|---|---|---|",
+    ]
     for strategy in ("mean", "confident"):
-        joined = [join_videos(strategy, table[m].to_numpy(), table.video_id.to_numpy()) for m in models]
+        joined = [
+            join_videos(strategy, table[m].to_numpy(), table.video_id.to_numpy()) for m in models
+        ]
         losses = [log_loss(label[ids], p) for ids, p in joined]
         areas = [auc(label[ids], p) for ids, p in joined]
-        rows.append(f"| `{strategy}` | {sum(losses) / len(losses):.3f} | {sum(areas) / len(areas):.3f} |")
+        rows.append(
+            f"| `{strategy}` | {sum(losses) / len(losses):.3f} | {sum(areas) / len(areas):.3f} |"
+        )
     return [f"{len(table)} faces of {len(label)} videos, {len(models)} models.", "", *rows]
 
 
 def procedures(table: pd.DataFrame) -> Lines:
-    rows = ["| done otherwise than upstream | mean change of a video's p_fake | largest |", "|---|---|---|"]
+    rows = [
+        "| done otherwise than upstream | mean change of a video's p_fake | largest |",
+        "|---|---|---|",
+    ]
     for difference, part in table[table.difference != "none"].groupby("difference", sort=False):
-        rows.append(f"| {difference} | {part.change.abs().mean():.4f} | {part.change.abs().max():.4f} |")
+        rows.append(
+            f"| {difference} | {part.change.abs().mean():.4f} | {part.change.abs().max():.4f} |"
+        )
     return [f"{table.video_id.nunique()} videos.", "", *rows]
 
 
@@ -86,7 +119,8 @@ READERS: dict[str, Callable[[pd.DataFrame], Lines]] = {
 
 
 class Experiment(SphinxDirective):
-    """`{experiment} name`: the command, then date and versions of the committed table, then what it says."""
+    """`{experiment} name`: the command, then date and versions of the committed table, then what it
+    says."""
 
     required_arguments = 1
 
@@ -112,13 +146,16 @@ class Experiment(SphinxDirective):
         head = first[2:].strip() if first.startswith("# ") else ""
         table = pd.read_csv(path, skiprows=1 if head else 0)
         if not head:
-            stamps = table[[c for c in ("machine", "date", "versions") if c in table]].drop_duplicates()
+            stamps = table[
+                [c for c in ("machine", "date", "versions") if c in table]
+            ].drop_duplicates()
             head = "; ".join(", ".join(map(str, row)) for row in stamps.itertuples(index=False))
         return [f"*Made on: {head}.*", "", *READERS[path.stem](table)]
 
 
 class Statements(SphinxDirective):
-    """`{statements} kind`: what the slides state and upstream does, of notebook 11's table; topics link to ours."""
+    """`{statements} kind`: what the slides state and upstream does, of notebook 11's table; topics
+    link to ours."""
 
     required_arguments = 1
 
@@ -127,7 +164,7 @@ class Statements(SphinxDirective):
         self.env.note_dependency(str(path))
         table = pd.read_csv(path)
         rows = [
-            f"| [{row.topic}](api/{row.here.split('.')[0]}.md) | {row.statement} | {row.upstream} |"
+            f"| [{row.topic}](api/{row.here.rpartition('.')[0]}.md) | {row.statement} | {row.upstream} |"
             if "/" not in row.here
             else f"| {row.topic} | {row.statement} | {row.upstream} |"
             for row in table[table.kind == self.arguments[0]].itertuples()

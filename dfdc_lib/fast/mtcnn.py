@@ -1,9 +1,10 @@
-"""MTCNN's cascade in batches: the networks, weights and arithmetic of facenet-pytorch, without its loops.
+"""MTCNN's cascade in batches: facenet-pytorch's networks, weights and arithmetic without its loops.
 
-Three networks look at ever fewer windows, ever more closely: P-Net at every place of a pyramid of shrunk frames, R-Net
-at 24 x 24 pixels of what P-Net proposes, O-Net at 48 x 48 of what R-Net keeps. In the peer the networks take a quarter
-of the time, and the rest goes to shrinking and cutting. Here both are read off one summed-area table a frame: the sum
-over any rectangle is four look-ups, whatever its size, and the means are exactly those of the peer's "area" resize.
+Three networks look at ever fewer windows, ever more closely: P-Net at every place of a pyramid of
+shrunk frames, R-Net at 24 x 24 pixels of what P-Net proposes, O-Net at 48 x 48 of what R-Net keeps.
+In the peer the networks take a quarter of the time, and the rest goes to shrinking and cutting.
+Here both are read off one summed-area table a frame: the sum over any rectangle is four look-ups,
+whatever its size, and the means are exactly those of the peer's "area" resize.
 """
 
 from collections.abc import Sequence
@@ -19,17 +20,16 @@ import torch
 from torch import Tensor, nn
 from torchvision.ops import batched_nms
 
-from dfdc_lib.inference import Request, choose_backend, compile_network
+from dfdc_lib.fast.scorers import Request, choose_backend, compile_network
 
-SMALLEST_FACE = 20  # pixels; this, the factor and the overlaps below are the peer's (MTCNN's own defaults)
-FACTOR = 0.709  # from one level of the pyramid to the next
-SIDES = {"PNet": 12, "RNet": 24, "ONet": 48}  # pixels of the window that each network judges
-CELL, STRIDE = SIDES["PNet"], 2  # … and the step from one of P-Net's to the next, in pixels of a level
+SMALLEST_FACE, FACTOR = 20, 0.709  # pixels, and from level to level: the peer's, as the overlaps
+SIDES = {"PNet": 12, "RNet": 24, "ONet": 48}  # pixels of the window that each network looks at
+CELL, STRIDE = 12, 2  # P-Net's window, and the step to its next one, in pixels of a level
 CHUNK = {"cpu": 4, "cuda": 32}  # frames at once; a CPU wants what fits its cache (measured)
 BATCH = {"cpu": 64, "cuda": 2048}  # windows that R- or O-Net is given at once, at most
-ROUND = 8  # … and always a multiple of these: few shapes, so that what was prepared for one serves again
+ROUND = 8  # … and always a multiple of these: what was prepared for one shape serves again
 
-Found = tuple[np.ndarray, np.ndarray, np.ndarray]  # of a frame: boxes (n, 4), scores (n,), landmarks (n, 5, 2)
+Found = tuple[np.ndarray, np.ndarray, np.ndarray]  # boxes (n, 4), scores (n,), points (n, 5, 2)
 
 
 class Windows(NamedTuple):
@@ -38,22 +38,24 @@ class Windows(NamedTuple):
     frame: Tensor  # (n,) int64: which frame of the chunk
     boxes: Tensor  # (n, 4) float32: x0, y0, x1, y1 in pixels
     scores: Tensor  # (n,) float32 in [0, 1]
+    offsets: Tensor  # (n, 4) float32: how far each side is off, as a share of the box
 
     def choose(self, chosen: Tensor) -> "Windows":
         return Windows(*(values[chosen] for values in self))
 
+    def suppress(self, group: Tensor, overlap: float) -> "Windows":
+        """Without those that overlap a better one of their group (n,) by more than `overlap`."""
+        return self.choose(batched_nms(self.boxes, self.scores, group, overlap))
+
 
 class Cascade:
-    """The three networks on a device. backend: as in `inference.choose_backend`. threads: of OpenVINO's.
-
-    They compute in float32: in bfloat16 the boxes move.
-    """
+    """The three networks on a device. backend: as in `choose_backend`. threads: of OpenVINO."""
 
     def __init__(self, thresholds: Sequence[float], device: str, backend: str, threads: int):
         backend = choose_backend(backend, device)
         self.thresholds, self.device = thresholds, torch.device(device)
         self.chunk = CHUNK[self.device.type]
-        self.threads = threads if backend == "openvino" else 1  # torch shares out every operation by itself
+        self.threads = threads if backend == "openvino" else 1  # torch shares out each operation
         self._idle: SimpleQueue[list] = SimpleQueue()  # each entry serves one thread at a time
         for _ in range(self.threads):
             self._idle.put([self._load(name, backend) for name in SIDES])
@@ -64,21 +66,21 @@ class Cascade:
         return load_network(name).to(self.device, memory_format=torch.channels_last)
 
     def detect(self, frames: Sequence[np.ndarray]) -> list[Found]:
-        """Find the faces in frames of equal size, each (H, W, 3) uint8 RGB, in pixels of the frame."""
+        """The faces in frames of equal size (H, W, 3) uint8 RGB, in pixels of the frame."""
         chunks = [frames[i : i + self.chunk] for i in range(0, len(frames), self.chunk)]
         if self.threads == 1 or len(chunks) == 1:
-            found = map(self._detect_chunk, chunks)
-        else:
-            with ThreadPoolExecutor(self.threads) as pool:
-                found = list(pool.map(self._detect_chunk, chunks))
-        return [faces for chunk in found for faces in chunk]
+            return [faces for chunk in chunks for faces in self._detect_chunk(chunk)]
+        with ThreadPoolExecutor(self.threads) as pool:
+            return [faces for found in pool.map(self._detect_chunk, chunks) for faces in found]
 
     @torch.inference_mode()
     def _detect_chunk(self, frames: Sequence[np.ndarray]) -> list[Found]:
         networks = pnet, rnet, onet = self._idle.get()
+        on_gpu = self.device.type == "cuda"
+        exact = torch.backends.cudnn.flags(enabled=True, allow_tf32=False)  # not float32 in 10 bits
         try:
-            with torch.backends.cudnn.flags(enabled=True, allow_tf32=False):  # else GPUs round float32 to 10 bits
-                table = TorchTable(frames, self.device) if self.device.type == "cuda" else SumTable(frames)
+            with exact:
+                table = TorchTable(frames, self.device) if on_gpu else SumTable(frames)
                 windows = propose(table, pnet, self.thresholds[0])
                 windows = refine(table, rnet, windows, self.thresholds[1])
                 return conclude(table, onet, windows, self.thresholds[2])
@@ -95,14 +97,15 @@ def load_network(name: str) -> nn.Module:
 
 @cache
 def _compile(name: str, threads: int):
-    """A network compiled by OpenVINO, for so many threads that each run it on windows of their own."""
+    """A network compiled by OpenVINO for `threads` threads, each with windows of its own."""
     example = torch.zeros(1, 3, SIDES[name], SIDES[name])
-    settings = {"INFERENCE_PRECISION_HINT": "f32", "NUM_STREAMS": threads, "INFERENCE_NUM_THREADS": threads}
+    settings: dict = {"NUM_STREAMS": threads, "INFERENCE_NUM_THREADS": threads}
+    settings["INFERENCE_PRECISION_HINT"] = "f32"  # in bfloat16 the boxes would move
     return compile_network(load_network(name), example, (-1, 3, -1, -1), **settings)
 
 
 def pyramid_scales(height: int, width: int) -> list[float]:
-    """The scales at which P-Net's window of 12 pixels covers faces of 20 pixels, 28, 40, … up to the whole frame."""
+    """The scales at which P-Net's 12 pixels cover faces of 20, 28, 40, … up to the whole frame."""
     scales, scale = [], CELL / SMALLEST_FACE
     while min(height, width) * scale >= CELL:
         scales.append(scale)
@@ -110,49 +113,42 @@ def pyramid_scales(height: int, width: int) -> list[float]:
     return scales
 
 
-def propose(table: "SumTable | TorchTable", pnet, threshold: float) -> Windows:
-    """P-Net at every place of every level; neighbours that overlap are joined, within a level and then over all."""
+def propose(table: "SumTable", pnet, threshold: float) -> Windows:
+    """P-Net at every place of every level; what overlaps is joined, by level and then over all."""
     found, scales = [], pyramid_scales(table.height, table.width)
-    levels = table.shrink([(int(table.height * scale + 1), int(table.width * scale + 1)) for scale in scales])
-    for level, (scale, pictures) in enumerate(zip(scales, levels, strict=True)):
+    sizes = [(int(table.height * scale + 1), int(table.width * scale + 1)) for scale in scales]
+    for level, (scale, pictures) in enumerate(zip(scales, table.shrink(sizes), strict=True)):
         offsets, probs = pnet(pictures)
         frame, row, column = torch.nonzero(probs[:, 1] >= threshold, as_tuple=True)
         place = torch.stack([column, row], dim=1) * float(STRIDE)
         boxes = torch.cat([((place + 1) / scale).floor(), ((place + CELL) / scale).floor()], dim=1)
-        group = frame * len(scales) + level
-        found.append((frame, boxes, probs[frame, 1, row, column], offsets[frame, :, row, column], group))
+        scores, offsets = probs[frame, 1, row, column], offsets[frame, :, row, column]
+        found.append((frame, boxes, scores, offsets, frame * len(scales) + level))
     if not found:  # the frame is smaller than any face
         nothing = torch.zeros(0, device=table.device)
-        return Windows(nothing.long(), nothing.reshape(0, 4), nothing)
-    frame, boxes, scores, offsets, group = (torch.cat(values) for values in zip(*found, strict=True))
-    kept = batched_nms(boxes, scores, group, 0.5)
-    windows, offsets = Windows(frame, boxes, scores).choose(kept), offsets[kept]
-    kept = batched_nms(windows.boxes, windows.scores, windows.frame, 0.7)
-    windows, offsets = windows.choose(kept), offsets[kept]
+        return Windows(nothing.long(), nothing.reshape(0, 4), nothing, nothing.reshape(0, 4))
+    *parts, group = map(torch.cat, zip(*found, strict=True))
+    windows = Windows(*parts).suppress(group, 0.5)
+    windows = windows.suppress(windows.frame, 0.7)
     sides = (windows.boxes[:, 2:] - windows.boxes[:, :2]).repeat(1, 2)
-    return windows._replace(boxes=make_square(windows.boxes + offsets * sides))
+    return windows._replace(boxes=make_square(windows.boxes + windows.offsets * sides))
 
 
-def refine(table: "SumTable | TorchTable", rnet, windows: Windows, threshold: float) -> Windows:
+def refine(table: "SumTable", rnet, windows: Windows, threshold: float) -> Windows:
     """R-Net at 24 x 24 pixels of each window."""
-    windows, (offsets, probs) = look_closer(table, rnet, windows, SIDES["RNet"])
-    kept = probs[:, 1] > threshold
-    windows, offsets = windows.choose(kept)._replace(scores=probs[kept, 1]), offsets[kept]
-    kept = batched_nms(windows.boxes, windows.scores, windows.frame, 0.7)
-    windows, offsets = windows.choose(kept), offsets[kept]
-    return windows._replace(boxes=make_square(move_sides(windows.boxes, offsets)))
+    windows, _ = look_closer(table, rnet, windows, SIDES["RNet"], threshold)
+    windows = windows.suppress(windows.frame, 0.7)
+    return windows._replace(boxes=make_square(move_sides(windows)))
 
 
-def conclude(table: "SumTable | TorchTable", onet, windows: Windows, threshold: float) -> list[Found]:
-    """O-Net at 48 x 48 pixels of each window: the faces of each frame, with landmarks."""
-    windows, (offsets, points, probs) = look_closer(table, onet, windows, SIDES["ONet"])
-    kept = probs[:, 1] > threshold
-    windows, offsets = windows.choose(kept)._replace(scores=probs[kept, 1]), offsets[kept]
-    corner, sides = windows.boxes[:, None, :2], windows.boxes[:, None, 2:] - windows.boxes[:, None, :2] + 1
-    landmarks = (corner + sides * points[kept].reshape(-1, 2, 5).transpose(1, 2) - 1).cpu().numpy()
-    frame, boxes, scores = (
-        values.cpu().numpy() for values in windows._replace(boxes=move_sides(windows.boxes, offsets))
-    )
+def conclude(table: "SumTable", onet, windows: Windows, threshold: float) -> list[Found]:
+    """O-Net at 48 x 48 pixels of each window: the faces of each frame."""
+    windows, (points,) = look_closer(table, onet, windows, SIDES["ONet"], threshold)
+    corner = windows.boxes[:, None, :2]
+    sides = windows.boxes[:, None, 2:] - corner + 1
+    landmarks = (corner + sides * points.reshape(-1, 2, 5).transpose(1, 2) - 1).cpu().numpy()
+    windows = windows._replace(boxes=move_sides(windows))
+    frame, boxes, scores, _ = (values.cpu().numpy() for values in windows)
     found = []
     for number in range(len(table)):
         faces = np.flatnonzero(frame == number)
@@ -161,11 +157,16 @@ def conclude(table: "SumTable | TorchTable", onet, windows: Windows, threshold: 
     return found
 
 
-def look_closer(table: "SumTable | TorchTable", network, windows: Windows, side: int) -> tuple[Windows, list[Tensor]]:
-    """Cut the windows out at side x side pixels and ask a network. A window outside its frame goes: nothing is seen."""
+def look_closer(
+    table: "SumTable", network, windows: Windows, side: int, threshold: float
+) -> tuple[Windows, list[Tensor]]:
+    """Ask a network about the windows, at side x side pixels: those it keeps, and what it adds.
+
+    A window outside its frame is dropped: there is nothing to see.
+    """
     corners = windows.boxes.trunc().to(torch.int64)
     low = corners[:, :2].clamp(min=1) - 1
-    high = torch.minimum(corners[:, 2:], torch.tensor([table.width, table.height], device=corners.device))
+    high = corners[:, 2:].minimum(corners.new_tensor([table.width, table.height]))
     inside = (low < high).all(dim=1)
     windows, corners = windows.choose(inside), torch.cat([low, high], dim=1)[inside]
     n_windows = len(corners)
@@ -173,15 +174,19 @@ def look_closer(table: "SumTable | TorchTable", network, windows: Windows, side:
     corners = torch.cat([corners, corners.new_tensor([[0, 0, 1, 1]]).expand(n_spare, 4)])
     frame = nn.functional.pad(windows.frame, (0, n_spare))
     size = BATCH[corners.device.type]
-    answers = [
-        network(table.cut(frame[i : i + size], corners[i : i + size], side)) for i in range(0, len(corners), size)
-    ]
-    return windows, [torch.cat(values)[:n_windows] for values in zip(*answers, strict=True)]
+    answers = []
+    for i in range(0, len(corners), size):
+        answers.append(network(table.cut(frame[i : i + size], corners[i : i + size], side)))
+    answers = [torch.cat(values)[:n_windows] for values in zip(*answers, strict=True)]
+    kept = answers[-1][:, 1] > threshold
+    offsets, *more, probs = (values[kept] for values in answers)
+    return windows.choose(kept)._replace(scores=probs[:, 1], offsets=offsets), more
 
 
-def move_sides(boxes: Tensor, offsets: Tensor) -> Tensor:
-    """Move each side by its offset, a share of the box's width or height (pixels counted from 1 to n, as the peer)."""
-    return boxes + offsets * (boxes[:, 2:] - boxes[:, :2] + 1).repeat(1, 2)
+def move_sides(windows: Windows) -> Tensor:
+    """The boxes with each side moved by its offset; the peer counts a box's pixels from 1."""
+    boxes = windows.boxes
+    return boxes + windows.offsets * (boxes[:, 2:] - boxes[:, :2] + 1).repeat(1, 2)
 
 
 def make_square(boxes: Tensor) -> Tensor:
@@ -193,12 +198,14 @@ def make_square(boxes: Tensor) -> Tensor:
 
 
 def keep_outermost(boxes: np.ndarray, scores: np.ndarray) -> np.ndarray:
-    """Indices of boxes, most certain first, without those of which 70 % share a better one or hold it.
+    """Indices of boxes, most certain first, without those that share 70 % with a better one.
 
-    Scores near 1 are often equal to the bit: then the peer's way to sort decides which box stays, so it is ours too.
+    The share is of the smaller box. Of scores that are equal, which is frequent near 1, the peer's
+    way to sort decides.
     """
     size = boxes[:, 2:] - boxes[:, :2] + 1
-    low, high = np.maximum(boxes[:, None, :2], boxes[None, :, :2]), np.minimum(boxes[:, None, 2:], boxes[None, :, 2:])
+    low = np.maximum(boxes[:, None, :2], boxes[None, :, :2])
+    high = np.minimum(boxes[:, None, 2:], boxes[None, :, 2:])
     area = size.prod(axis=1)
     shared = np.clip(high - low + 1, 0, None).prod(axis=2) / np.minimum(area[:, None], area[None])
     kept, order = [], np.argsort(scores)[::-1]
@@ -211,7 +218,7 @@ def keep_outermost(boxes: np.ndarray, scores: np.ndarray) -> np.ndarray:
 class SumTable:
     """Sums over every rectangle of some equal frames, on a CPU.
 
-    sums: (N, H + 1, W + 1, 3) uint32; of a large frame they wrap around, and their differences are right all the same.
+    sums: (N, H + 1, W + 1, 3). Those of a large frame wrap around; their differences do not.
     """
 
     def __init__(self, frames: Sequence[np.ndarray]):
@@ -227,7 +234,7 @@ class SumTable:
 
     def shrink(self, sizes: list[tuple[int, int]]) -> list[Tensor]:
         """The frames at each size (height, width): (N, 3, height, width) float32 in [-1, 1]."""
-        levels = [np.empty((len(self), 3, *size), np.float32) for size in sizes]
+        levels: list[np.ndarray] = [np.empty((len(self), 3, *size), np.float32) for size in sizes]
         whole = np.array([[0, 0, self.width, self.height]])
         for number in range(len(self)):  # each frame's sums are read while they are in the cache
             for level in levels:
@@ -235,24 +242,27 @@ class SumTable:
         return [torch.from_numpy(level) for level in levels]
 
     def cut(self, frame: Tensor, corners: Tensor, side: int) -> Tensor:
-        """Windows with corners (n, 4) x0, y0, x1, y1 at side x side pixels: (n, 3, side, side) float32 in [-1, 1]."""
-        windows = np.empty((len(corners), 3, side, side), np.float32)
+        """Windows of corners (n, 4) x0, y0, x1, y1, resized: (n, 3, side, side) in [-1, 1]."""
+        windows: np.ndarray = np.empty((len(corners), 3, side, side), np.float32)
         _average(self._rows, frame.numpy(), corners.numpy(), windows)
         return torch.from_numpy(windows)
 
 
 @numba.njit(nogil=True, cache=True)
 def _average(sums, frame, corners, means):
-    """Fill means (n, 3, h, w) with cell averages of the windows. Cells overlap where a window does not divide evenly:
+    """Fill means (n, 3, h, w) with averages over the cells of the windows.
 
-    cell i of m over n pixels reaches from floor(i n / m) to ceil((i + 1) n / m), as in adaptive average pooling.
+    Cell i of m over n pixels reaches from floor(i n / m) to ceil((i + 1) n / m), as in adaptive
+    average pooling: cells overlap where a window does not divide evenly.
     """
     n_windows, _, height, width = means.shape
-    left, right, weights = np.empty(width, np.int64), np.empty(width, np.int64), np.empty(width, np.float32)
+    left, right = np.empty(width, np.int64), np.empty(width, np.int64)
+    weights = np.empty(width, np.float32)
     for n in range(n_windows):
         x0, y0, x1, y1 = corners[n]
         for j in range(width):
-            left[j], right[j] = 3 * (x0 + j * (x1 - x0) // width), 3 * (x0 - (-(j + 1) * (x1 - x0) // width))
+            left[j] = 3 * (x0 + j * (x1 - x0) // width)
+            right[j] = 3 * (x0 - (-(j + 1) * (x1 - x0) // width))
             weights[j] = np.float32(3 / 128) / np.float32(right[j] - left[j])
         for i in range(height):
             upper, lower = y0 + i * (y1 - y0) // height, y0 - (-(i + 1) * (y1 - y0) // height)
@@ -265,8 +275,8 @@ def _average(sums, frame, corners, means):
                     means[n, c, i, j] = total * (weight * weights[j]) - np.float32(127.5 / 128)
 
 
-class TorchTable:
-    """The same as SumTable, in torch's own operations: on a GPU the frames stay where the networks are."""
+class TorchTable(SumTable):
+    """The same in torch's own operations: on a GPU the frames stay where the networks are."""
 
     def __init__(self, frames: Sequence[np.ndarray], device: torch.device):
         self.height, self.width = frames[0].shape[:2]
@@ -275,16 +285,12 @@ class TorchTable:
         sums = pictures.permute(0, 3, 1, 2).to(torch.int64).cumsum(2).cumsum(3)  # (N, 3, H, W)
         self.sums = nn.functional.pad(sums, (1, 0, 1, 0)).permute(0, 2, 3, 1).contiguous()
 
-    def __len__(self) -> int:
-        return len(self.sums)
-
     def shrink(self, sizes: list[tuple[int, int]]) -> list[Tensor]:
-        """As SumTable's."""
-        whole = torch.tensor([[0, 0, self.width, self.height]], device=self.sums.device).repeat(len(self), 1)
-        return [self._means(torch.arange(len(self), device=self.sums.device), whole, *size) for size in sizes]
+        number = torch.arange(len(self), device=self.device)
+        whole = number.new_tensor([[0, 0, self.width, self.height]]).expand(len(self), 4)
+        return [self._means(number, whole, *size) for size in sizes]
 
     def cut(self, frame: Tensor, corners: Tensor, side: int) -> Tensor:
-        """As SumTable's."""
         return self._means(frame, corners, side, side)
 
     def _means(self, frame: Tensor, corners: Tensor, height: int, width: int) -> Tensor:
@@ -294,7 +300,8 @@ class TorchTable:
         def look_up(y: Tensor, x: Tensor) -> Tensor:
             return self.sums[frame[:, None, None], y[:, :, None], x[:, None, :]]
 
-        total = look_up(bottom, right) - look_up(bottom, left) - look_up(top, right) + look_up(top, left)
+        total = look_up(bottom, right) - look_up(bottom, left)
+        total = total - look_up(top, right) + look_up(top, left)
         area = ((bottom - top)[:, :, None] * (right - left)[:, None, :])[..., None]
         return (total / (128 * area) - 127.5 / 128).permute(0, 3, 1, 2)
 

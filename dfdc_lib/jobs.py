@@ -1,0 +1,178 @@
+"""Many jobs over processes: of this machine by Pebble, of a cluster by Dask.
+
+A job is a tuple of arguments. A process that dies or hangs costs its own job, and nothing else.
+"""
+
+import faulthandler
+import os
+import re
+import signal
+import sys
+import threading
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import FIRST_COMPLETED, CancelledError, wait
+from importlib.util import find_spec
+from itertools import islice
+from multiprocessing import get_context, parent_process
+from typing import Any, NamedTuple
+
+TIME_LIMIT = 600.0  # seconds that one job may take
+WINDOW = 1000  # jobs that a scheduler is given at once
+Jobs = Iterable[tuple]
+Results = Iterator[tuple[tuple, Any]]  # (job, what it returned, or Lost)
+
+
+class Lost(NamedTuple):
+    """What came of a job whose process brought no result."""
+
+    status: str  # "crashed" or "timeout"
+    reason: str
+
+
+def run_jobs(
+    function: Callable,
+    jobs: Jobs,
+    workers: int = 0,
+    scheduler: str = "",
+    time_limit: float = TIME_LIMIT,
+) -> Results:
+    """Yield (job, function(*job)) as jobs end, in any order; `Lost` for one whose process died.
+
+    workers: processes of this machine, where a job that takes longer than `time_limit` seconds is
+    stopped, and one that crashed is tried once more, alone, at the end; with 0 the work is done
+    here, in order and unguarded. scheduler: the address of a Dask scheduler, whose workers do the
+    work; its `allowed-failures` says how often they try. What `function` raises is raised here, and
+    the jobs that still wait are dropped.
+    """
+    if not 0 < time_limit <= 1e8:
+        raise ValueError(f"a time limit is a number of seconds above 0, got {time_limit:g}")
+    if workers < 0:
+        raise ValueError(f"a number of workers must not be negative, got {workers}")
+    if scheduler:
+        return _on_cluster(function, jobs, scheduler, time_limit)
+    if workers:
+        return _in_processes(function, jobs, workers, time_limit)
+    return ((job, function(*job)) for job in jobs)
+
+
+def _in_processes(function: Callable, jobs: Jobs, workers: int, time_limit: float) -> Results:
+    from pebble import ProcessExpired, ProcessPool
+
+    def get_result(future):
+        try:
+            return future.result()
+        except ProcessExpired:
+            return Lost("crashed", "its process died (out of memory, or a fault in a library)")
+        except TimeoutError:
+            return Lost("timeout", f"stopped because it took more than {time_limit:g} seconds")
+
+    context, share = get_context("spawn"), max(count_cores() // workers, 1)
+    first = context.Process(target=count_cores)
+    first.start()
+    first.join()
+    if first.exitcode:  # Pebble would start its processes again for ever
+        guard = 'if a script calls this, then under `if __name__ == "__main__":`'
+        raise OSError(f"a worker process died before its first job; {guard}")
+    pool = ProcessPool(workers, initializer=become_worker, initargs=(share,), context=context)
+    jobs, again = iter(jobs), []
+    waiting: dict[Any, tuple] = {}
+    try:
+        while True:
+            for job in islice(jobs, 2 * workers - len(waiting)):
+                waiting[pool.schedule(function, job, timeout=time_limit)] = job
+            if not waiting:
+                break
+            for future in wait(waiting, return_when=FIRST_COMPLETED).done:
+                job, result = waiting.pop(future), get_result(future)
+                if isinstance(result, Lost) and result.status == "crashed":
+                    again.append(job)  # its neighbours may have taken the memory
+                else:
+                    yield job, result
+        for job in again:
+            yield job, get_result(pool.schedule(function, job, timeout=time_limit))
+    finally:
+        pool.stop()
+        pool.join()
+
+
+def _on_cluster(function: Callable, jobs: Jobs, address: str, time_limit: float) -> Results:
+    if not find_spec("distributed"):
+        raise ValueError("--scheduler needs Dask distributed: pip install 'dfdc-lib[cluster]'")
+    from distributed import Client, KilledWorker, as_completed
+
+    if not re.fullmatch(r"(\w+://)?.+:\d+", address):  # without a port the client never gives up
+        raise ValueError(f"the address of a scheduler is like tcp://host:8786, got {address!r}")
+    with Client(address, set_as_default=False) as client:
+        count, watch = len(client.nthreads()), client.dashboard_link
+        print(f"{count} workers at {address}; watch them on {watch}", file=sys.stderr)
+        jobs, waiting = iter(jobs), {}
+        futures = as_completed(loop=client.loop)
+
+        def submit(n_jobs: int) -> None:
+            for job in islice(jobs, n_jobs):
+                future = client.submit(_guard_job, function, job, time_limit, pure=False)
+                waiting[future.key] = job
+                futures.add(future)
+
+        submit(WINDOW)
+        for future in futures:
+            job = waiting.pop(future.key)
+            try:
+                result = future.result()
+            except KilledWorker as error:
+                why = f"out of memory, a fault in a library, or over {time_limit:g} seconds"
+                result = Lost("crashed", f"its workers died ({why}): {error.args[0]}")
+            except CancelledError as error:
+                fix = "run again, what is done is kept"
+                raise OSError(f"the scheduler at {address} is gone: {fix}") from error
+            submit(1)
+            yield job, result
+
+
+def _guard_job(function: Callable, job: tuple, time_limit: float):
+    """Do a job in a cluster's worker, which it ends where it takes too long."""
+    from distributed import get_worker
+
+    if (threads := get_worker().state.nthreads) != 1:
+        why = f"a worker of the cluster has {threads} threads, in which one bad video would end the others"
+        raise ValueError(f"{why}: start it with --nthreads 1, and with as many --nworkers as cores")
+    use_cores(1)
+    # It ends the process, also where native code holds the interpreter.
+    faulthandler.dump_traceback_later(time_limit, exit=True)
+    try:
+        return function(*job)
+    finally:
+        faulthandler.cancel_dump_traceback_later()
+
+
+_cores = 0  # 0: all
+
+
+def count_cores() -> int:
+    """How many cores this process may use: of a node, a container or a machine often not all."""
+    affinity = getattr(os, "sched_getaffinity", None)  # Windows and macOS have none
+    return _cores or (len(affinity(0)) if affinity else os.cpu_count() or 1)
+
+
+def use_cores(count: int) -> None:
+    """Let this process's libraries use `count` cores: what works beside it has the others."""
+    global _cores
+    import cv2
+
+    _cores = count
+    cv2.setNumThreads(count)
+    os.environ["OMP_NUM_THREADS"] = str(count)  # torch reads it on import; some never import it
+    if torch := sys.modules.get("torch"):
+        torch.set_num_threads(count)
+
+
+def become_worker(count: int) -> None:
+    """Be a worker of `count` cores that does not outlive its parent, and leaves Ctrl-C to it."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    use_cores(count)
+
+    def follow_parent() -> None:
+        parent_process().join()  # type: ignore[union-attr]  # a worker has one
+        os._exit(1)
+
+    threading.Thread(target=follow_parent, daemon=True).start()

@@ -1,0 +1,141 @@
+"""A card about a trained network, and one about the data that it learned from.
+
+They are Markdown. Each begins with YAML, by which Hugging Face and other hubs list it. The words
+stand in templates/, the numbers come from a work folder.
+"""
+
+import hashlib
+from collections import Counter
+from dataclasses import asdict, fields, replace
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import yaml
+from markupsafe import Markup
+
+from dfdc_lib.config import STAGES, TrainConfig
+from dfdc_lib.dataset import read_crops, read_folds
+from dfdc_lib.metrics import auc, bootstrap_interval, log_loss
+from dfdc_lib.ops.pages import TEMPLATES
+from dfdc_lib.ops.pipeline import read_status
+from dfdc_lib.predict import REHEARSAL_WARNING
+from dfdc_lib.store import WorkFolder, appear_whole, read_json
+from dfdc_lib.train import score_videos
+
+SETTINGS = [field.name for field in fields(TrainConfig)]
+RUN_COLUMNS = ["run", *SETTINGS, "processes", "trained_on", "margin", "data", "versions"]
+RUN_COLUMNS += ["as_slides", "seconds"]
+# What may differ between two runs that both train as the slides say.
+FREE_SETTINGS = ("encoder", "batch", "accumulate", "fold", "seed", "precision", "augmentation")
+SIZES = ("n<1K", "1K<n<10K", "10K<n<100K", "100K<n<1M", "n>1M")  # as hubs name them
+
+
+def read_runs(work: WorkFolder) -> pd.DataFrame:
+    """The finished runs of a work folder (those with a held_out.csv), one row each, by name.
+
+    Columns: RUN_COLUMNS. data: SHA-256 of the folds.csv that it read; as_slides: see
+    `follows_slides`; seconds: from its first file to its last, interruptions included.
+    """
+    rows = [read_run(path.parent) for path in sorted(work.root.glob("runs/*/held_out.csv"))]
+    return pd.DataFrame(rows, columns=RUN_COLUMNS).astype({"as_slides": bool})
+
+
+def read_run(folder: Path) -> dict:
+    """What is known of a finished run, by the names of RUN_COLUMNS."""
+    about = read_json(folder / "config.json")
+    config = TrainConfig(**about["settings"])
+    began, ended = ((folder / n).stat().st_mtime for n in ("config.json", "held_out.csv"))
+    return asdict(config) | {
+        "run": folder.name,
+        "processes": about["processes"],
+        "trained_on": about["card"]["trained_on"],
+        "margin": about["card"]["margin"],
+        "data": about["data"],
+        "versions": ", ".join(f"{name} {version}" for name, version in about["versions"].items()),
+        "as_slides": follows_slides(config),
+        "seconds": ended - began,
+    }
+
+
+def follows_slides(config: TrainConfig) -> bool:
+    """Does a run have the slides' steps, optimizer, schedule, smoothing and augmentation?"""
+    free = {name: getattr(config, name) for name in FREE_SETTINGS}
+    return config == replace(TrainConfig(), **free) and config.augmentation in ("slides", "hard")
+
+
+def read_held_out(work: WorkFolder, run: str) -> pd.DataFrame:
+    """A finished run's held-out crops: the columns of folds.csv, and p_fake."""
+    return read_crops(work.run(run) / "held_out.csv")
+
+
+def measure_run(work: WorkFolder, run: str) -> pd.DataFrame:
+    """Log loss and AUC of a run over its held-out videos: one row a strategy and metric.
+
+    Columns: strategy, metric, value, low, high (95 %, bootstrap over originals), videos.
+    """
+    crops, lines = read_held_out(work, run), []
+    for strategy in ("mean", "confident"):
+        videos = score_videos(crops, strategy)
+        given = (videos.label.to_numpy(), videos.p_fake.to_numpy())
+        for name, metric in (("log loss", log_loss), ("AUC", auc)):
+            low, high = bootstrap_interval(metric, *given, videos.original_id, n_draws=300)
+            lines.append((strategy, name, metric(*given), low, high, len(videos)))
+    return pd.DataFrame(lines, columns=["strategy", "metric", "value", "low", "high", "videos"])
+
+
+def model_card(work: WorkFolder, run: str) -> str:
+    """Markdown about a finished run: its use, its training, its scores, its limits."""
+    about, rows = read_run(work.run(run)), read_folds(work)
+    settings = {name: about[name] for name in SETTINGS}
+    return TEMPLATES.get_template("model_card.md").render(
+        about=about,
+        settings=settings,
+        size=TrainConfig(**settings).input_size,
+        is_sample=about["trained_on"] == "sample",
+        warning=REHEARSAL_WARNING,
+        seen=count_crops(rows[rows.fold != about["fold"]]),
+        changed=hashlib.sha256(work.folds.read_bytes()).hexdigest() != about["data"],
+        scores=measure_run(work, run),
+        quote=quote,
+    )
+
+
+def data_card(work: WorkFolder, table: pd.DataFrame, folder: Path) -> str:
+    """Markdown about the data, and what became of it. table: of `read_metadata(folder)`."""
+    recipe, rows = work.read_recipe(), read_folds(work)
+    lines = sorted(read_status(work).values(), key=lambda line: STAGES.index(line.stage))
+    folds = rows.groupby("fold")[["part", "original_id", "video_id"]].nunique()
+    by_fold = rows.groupby("fold").label.agg(["size", "mean"])
+    return TEMPLATES.get_template("data_card.md").render(
+        recipe=recipe,
+        is_sample=recipe["data"] == "sample",
+        table=table,
+        size=SIZES[np.digitize(len(table), [1e3, 1e4, 1e5, 1e6])],
+        n_here=sum((Path(folder) / file).exists() for file in table.file),
+        crops=count_crops(rows),
+        coverage=rows.video_id.nunique() / len(table),
+        statuses=Counter((line.stage, line.status) for line in lines),
+        folds=folds.join(by_fold),
+        quote=quote,
+    )
+
+
+def count_crops(rows: pd.DataFrame) -> str:
+    """How much a table of crops holds, in words."""
+    videos, originals = rows.video_id.nunique(), rows.original_id.nunique()
+    n_real = (rows.label == 0).sum()
+    return f"{len(rows)} crops ({n_real} real) of {videos} videos, from {originals} originals"
+
+
+def quote(text: str) -> Markup:
+    """A name as YAML writes it between double quotes, whatever its characters."""
+    dumped = yaml.safe_dump(text, default_style='"', allow_unicode=True, width=float("inf"))
+    return Markup(dumped.strip())
+
+
+def write_card(path: Path, text: str) -> Path:
+    """Write a card, whole or not at all."""
+    with appear_whole(path) as temporary:
+        temporary.write_text(text, encoding="utf-8", errors="replace")
+    return Path(path)

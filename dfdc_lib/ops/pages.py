@@ -1,0 +1,121 @@
+"""A page about one video: a single HTML file that needs no network and runs no script.
+
+It shows the video's score, what each person's face scored over time, and the most suspicious faces.
+"""
+
+import base64
+import io
+from pathlib import Path
+
+import cv2
+import matplotlib.pyplot as plt
+import numpy as np
+import pandas as pd
+import torch
+from jinja2 import Environment, PackageLoader, StrictUndefined
+from matplotlib.figure import Figure
+
+from dfdc_lib.augment import valid_transforms
+from dfdc_lib.metrics import at_base_rate
+from dfdc_lib.model import DeepfakeClassifier
+from dfdc_lib.plots import plot_people, show_pictures, undo_normalise
+from dfdc_lib.predict import REHEARSAL_WARNING, Cut, Scorer, Verdict, cut_crop
+from dfdc_lib.rehearsal.sample import credit
+from dfdc_lib.store import appear_whole
+from dfdc_lib.video import iterate_frames
+
+BASE_RATES = (0.5, 0.1, 0.01, 0.001)
+TEMPLATES = Environment(  # file names and reasons come from strangers: all values are escaped
+    loader=PackageLoader("dfdc_lib.ops"),
+    autoescape=True,
+    undefined=StrictUndefined,
+    trim_blocks=True,
+    lstrip_blocks=True,
+    keep_trailing_newline=True,
+)
+
+
+def write_page(verdict: Verdict, models: dict[str, Scorer], out: Path) -> Path:
+    """Write the page about a video to `out`. models: those that scored it."""
+    cards = {name: scorer.model.card for name, scorer in models.items()}
+    is_rehearsal = any(card.trained_on == "sample" for card in cards.values())
+    values: dict = {"verdict": verdict, "cards": cards, "credit": credit(verdict.video)}
+    values["warning"] = REHEARSAL_WARNING if is_rehearsal else ""
+    if verdict.p_fake is not None:
+        values["base_rates"] = {rate: at_base_rate(verdict.p_fake, rate) for rate in BASE_RATES}
+        values["timeline"] = embed(plot_people(verdict.faces))
+        values["suspects"] = draw_suspects(verdict, models)
+    page = TEMPLATES.get_template("page.html").render(values)
+    with appear_whole(out) as temporary:  # a file name need not be Unicode: "replace" shows a "?"
+        temporary.write_text(page, encoding="utf-8", errors="replace")
+    return Path(out)
+
+
+def explain(model: DeepfakeClassifier, crop: torch.Tensor) -> np.ndarray:
+    """Grad-CAM (arXiv 1610.02391): where the evidence for "fake" lies, (S, S) float32 in [0, 1].
+
+    crop: (3, S, S), normalised. A feature's weight is its mean gradient. After an average and one
+    linear layer, as here, that is the layer's weight, up to a factor.
+    """
+    with torch.inference_mode():
+        features = model.encoder.forward_features(crop[None].to(model.fc.weight.device))[0]
+        heat = torch.einsum("c,chw->hw", model.fc.weight[0], features).relu().cpu().numpy()
+    heat = cv2.resize(heat - heat.min(), crop.shape[1:])
+    return heat / max(heat.max(), 1e-7)
+
+
+def overlay(picture: np.ndarray, heat: np.ndarray) -> np.ndarray:
+    """Lay a heat map (S, S) in [0, 1] over a picture (S, S, 3) uint8 RGB."""
+    colours = plt.get_cmap("magma")(heat)[..., :3] * 255
+    return (0.5 * picture + 0.5 * colours).round().astype(np.uint8)
+
+
+def pick_suspects(faces: pd.DataFrame, n_crops: int) -> pd.DataFrame:
+    """The faces with the highest mean p_fake over models, by person and time."""
+    place = ["frame_idx", "face_idx", "x0", "y0", "x1", "y1"]
+    mean = faces.groupby(place, as_index=False).p_fake.mean()
+    highest = mean.sort_values("p_fake", ascending=False).head(n_crops)
+    return highest.sort_values(["face_idx", "frame_idx"], ignore_index=True)
+
+
+def explain_suspects(
+    verdict: Verdict, models: dict[str, Scorer], n_crops: int
+) -> tuple[list[np.ndarray], list[np.ndarray], list[str]]:
+    """The most suspicious crops (S, S, 3) uint8 RGB, the same under Grad-CAM, and titles.
+
+    Crops are as the first model sees them. The map is the mean over the models that see the same
+    part of the frame: those with the first one's margin.
+    """
+    networks = [scorer.model for scorer in models.values()]
+    cuts = [Cut.of(network.card, verdict.procedure) for network in networks]
+    alike = [both for both in zip(networks, cuts, strict=True) if both[1].margin == cuts[0].margin]
+    suspects = pick_suspects(verdict.faces, n_crops)
+    frames = dict(iterate_frames(verdict.video, suspects.frame_idx))
+    crops, maps, titles = [], [], []
+    for row in suspects[suspects.frame_idx.isin(list(frames))].itertuples():
+        box, views, heats = np.array([row.x0, row.y0, row.x1, row.y1]), [], []
+        for network, cut in alike:
+            crop = cut_crop(frames[row.frame_idx], box, cut)
+            views.append(valid_transforms(cut.size)(image=crop)["image"])
+            heats.append(cv2.resize(explain(network, views[-1]), (cuts[0].size, cuts[0].size)))
+        crops.append(undo_normalise(views[0]))
+        maps.append(overlay(crops[-1], np.mean(heats, axis=0)))
+        titles.append(f"frame {row.frame_idx}, person {row.face_idx}\np_fake {row.p_fake:.2f}")
+    return crops, maps, titles
+
+
+def draw_suspects(verdict: Verdict, models: dict[str, Scorer]) -> str:
+    """The four most suspicious faces above their maps, as `embed`; "" where no frame came back."""
+    crops, maps, titles = explain_suspects(verdict, models, 4)
+    if not crops:
+        return ""
+    titles += [""] * len(maps)
+    return embed(show_pictures([*crops, *maps], titles, columns=len(crops)))
+
+
+def embed(figure: Figure) -> str:
+    """A figure as an address that carries its own data, for <img src>."""
+    file = io.BytesIO()
+    figure.savefig(file, format="png", dpi=130)
+    plt.close(figure)
+    return f"data:image/png;base64,{base64.b64encode(file.getvalue()).decode()}"

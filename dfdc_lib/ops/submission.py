@@ -1,0 +1,310 @@
+"""Many videos to a submission: what `dfdc predict` does, which may run for days.
+
+Each verdict, with every face's score, is a line of a journal beside the submission, from which the
+same call goes on.
+"""
+
+import hashlib
+import importlib.metadata
+import json
+import os
+import re
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import asdict, replace
+from functools import lru_cache
+from importlib.util import find_spec
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+
+from dfdc_lib.config import PredictConfig
+from dfdc_lib.jobs import TIME_LIMIT, Lost, run_jobs
+from dfdc_lib.metadata import MetadataError, find_parts, read_part
+from dfdc_lib.metrics import log_loss
+from dfdc_lib.predict import (
+    Cut,
+    Scorer,
+    Verdict,
+    complete_config,
+    cut_video,
+    load_models,
+    predict_videos,
+    score_in_batches,
+)
+from dfdc_lib.store import DamagedFile, Journal, appear_whole, file_size, hold, show, write_csv
+from dfdc_lib.video import printable
+
+# What may have been the disk's fault or the machine's: another run tries again.
+TRIED_AGAIN = ("unreadable", "detect_error", "missing_file", "crashed", "timeout", "out_of_memory")
+# How videos are named, in a folder: what `video.CONTAINERS` holds.
+VIDEO_NAME = re.compile(
+    r"(?!\._).*\.(mp4|m4v|mov|qt|3gp|3g2|avi|divx|mkv|webm|ivf|ts|mts|m2ts|m2t|tod|mpe?g|mpe|mpv"
+    r"|m1v|m2v|vob|mod|flv|f4v|wmv|asf|ogv|ogm|mxf|rm|rmvb|dv|nut|h264|264|avc|h265|265|hevc)",
+    re.IGNORECASE | re.DOTALL,
+)
+STATUS, PREDICTIONS = "status.csv", "predictions.parquet"  # what lies beside a submission
+STATUS_COLUMNS = ["filename", "status", "n_frames", "n_faces", "n_people", "reason"]
+
+
+def score_files(
+    videos: Sequence[Path],
+    models: dict[str, Scorer],
+    config: PredictConfig,
+    out: Path | None = None,
+    workers: int = 0,
+    scheduler: str = "",
+    time_limit: float = TIME_LIMIT,
+) -> Iterator[Verdict]:
+    """Yield the verdict on each video, as they come; first those that a stopped call has made.
+
+    models: name → scorer, the names being paths of checkpoints. out: the submission that the
+    verdicts are for: they are kept in a journal beside it. workers: processes that
+    decode and find faces; with 0 a thread of this one does. time_limit: seconds a video, for them.
+    scheduler: of a Dask cluster, whose workers load the checkpoints too.
+
+    Raises ValueError where another call writes `out`, or a stopped one had other settings.
+    """
+    config = complete_config(config, [scorer.model.card for scorer in models.values()])
+    if out is None:
+        yield from _score(videos, models, config, workers, scheduler, time_limit)
+        return
+    journal = Journal(journal_of(out))
+    with hold(journal.path):
+        kept = _read_journal(journal, _describe_call(models, config))
+        sizes = {video: file_size(video) for video in videos}
+        known = {video: kept[key] for video in videos if (key := _key(video, sizes[video])) in kept}
+        yield from (replace(verdict, video=video) for video, verdict in known.items())
+        others = [video for video in videos if video not in known]
+        for verdict in _score(others, models, config, workers, scheduler, time_limit):
+            if verdict.status not in TRIED_AGAIN:
+                entry = {"key": _key(verdict.video, sizes[verdict.video])} | _pack(verdict)
+                journal.append([json.dumps(entry)])
+            yield verdict
+
+
+def _score(
+    videos: Sequence[Path],
+    models: dict[str, Scorer],
+    config: PredictConfig,
+    workers: int,
+    scheduler: str,
+    time_limit: float,
+) -> Iterator[Verdict]:
+    if not (workers or scheduler):
+        yield from predict_videos(videos, models, config)
+        return
+    if not scheduler:
+        cuts = frozenset(Cut.of(scorer.model.card, config.procedure) for scorer in models.values())
+        cutting = ((video, config, cuts) for video in videos)
+        results = run_jobs(cut_video, cutting, workers, time_limit=time_limit)
+        yield from score_in_batches(((job[0], seen) for job, seen in results), models, config)
+        return
+    checkpoints = tuple(os.path.abspath(name) for name in models)
+    given = {video.absolute(): video for video in videos}
+    jobs = ((path, checkpoints, tuple(models), config) for path in given)
+    for (path, *_), result in run_jobs(_predict_there, jobs, 0, scheduler, time_limit):
+        if isinstance(result, Lost):
+            lost = Verdict(path, result.status, reason=result.reason)
+            result = replace(lost, strategy=config.strategy, procedure=config.procedure)
+        yield replace(result, video=given[path])
+
+
+def _predict_there(
+    path: Path, checkpoints: tuple[str, ...], names: tuple[str, ...], config: PredictConfig
+) -> Verdict:
+    """A cluster's job: one video, by the checkpoints, which a worker loads once."""
+    models = dict(zip(names, _load_once(checkpoints, config).values(), strict=True))
+    return next(predict_videos([path], models, config))
+
+
+_load_once = lru_cache(maxsize=1)(load_models)
+
+
+def journal_of(out: Path) -> Path:
+    """Where the verdicts for a submission are kept until it is complete."""
+    return Path(out).absolute().with_name(f".{Path(out).name}.verdicts")
+
+
+def _describe_call(models: dict[str, Scorer], config: PredictConfig) -> dict:
+    """What verdicts depend on besides the video: settings, checkpoints, libraries."""
+    libraries = {n: importlib.metadata.version(n) for n in ("dfdc-lib", "torch", "facenet-pytorch")}
+    digests = [hashlib.sha256(Path(name).read_bytes()).hexdigest() for name in models]
+    openvino = bool(find_spec("openvino"))
+    return {"config": asdict(config), "checkpoints": digests, "openvino": openvino, **libraries}
+
+
+def _key(video: Path, size: int | None) -> str:
+    """A video file as it is now."""
+    return f"{size} {printable(os.path.abspath(video))}"
+
+
+def _read_journal(journal: Journal, call: dict) -> dict[str, Verdict]:
+    """The verdicts that a stopped call of the same settings has made; begins the journal."""
+    try:
+        stored, *entries = map(json.loads, journal.lines() or [json.dumps(call)])
+        kept = {entry.pop("key"): _unpack(entry) for entry in entries}
+    except (ValueError, KeyError, TypeError) as error:
+        raise DamagedFile(
+            f"{journal.path} is damaged: delete it, and all is scored again"
+        ) from error
+    if stored != call:
+        changed = ", ".join(name for name in call if stored.get(name) != call[name])
+        ways = f"name another --out, or delete {journal.path} to begin again"
+        raise ValueError(f"a stopped call for this --out had other settings ({changed}): {ways}")
+    if not journal.path.exists():
+        journal.append([json.dumps(call)])
+    return kept
+
+
+def _pack(verdict: Verdict) -> dict:
+    plain = {name: getattr(verdict, name) for name in PLAIN}
+    return plain | {"faces": verdict.faces.to_dict("list")}
+
+
+def _unpack(stored: dict) -> Verdict:
+    return Verdict(Path(), **(stored | {"faces": pd.DataFrame(stored["faces"])}))
+
+
+PLAIN = ("status", "p_fake", "n_frames", "reason", "strategy", "procedure")  # of a Verdict
+
+
+def find_videos(inputs: Iterable[Path | str]) -> tuple[list[Path], list[Path]]:
+    """Expand folders to the videos in them, at any depth, and list the files that are left out.
+
+    By their names: a link that leads nowhere may be a video, and what macOS keeps about one
+    (`._x.mp4`) is none. Raises FileNotFoundError for a name that is not there, and for a folder
+    without videos.
+    """
+    videos: list[Path] = []
+    others: list[Path] = []
+    for given in map(Path, inputs):
+        if not given.exists() and not given.is_symlink():
+            raise FileNotFoundError(f"no such file or folder: {given}")
+        if not given.is_dir():
+            videos.append(given)
+            continue
+        files = sorted(path for path in given.rglob("*") if not path.is_dir())
+        named = [path for path in files if VIDEO_NAME.fullmatch(path.name)]
+        if not named:
+            raise FileNotFoundError(f"no video (.mp4, .mov, .mkv, .avi, …) in {given}")
+        videos += named
+        others += sorted(set(files) - set(named))
+    unique = {video.absolute(): video for video in reversed(videos)}
+    return list(unique.values())[::-1], others  # each once, as first named
+
+
+def name_videos(paths: Sequence[Path]) -> dict[Path, str]:
+    """What the results call each video: its file name, or the path where two have the same."""
+    counts = Counter(path.name for path in paths)
+    return {path: printable(path.name if counts[path.name] == 1 else path) for path in paths}
+
+
+def check_results(out: Path, labels: Path | None = None) -> None:
+    """Raise ValueError where results would take the place of the labels, or of other results."""
+    another = "choose another folder for --out"
+    if labels is not None and out.resolve() == Path(labels).resolve():
+        raise ValueError(f"{out} holds the labels: name the submission otherwise")
+    if out.name in (STATUS, PREDICTIONS):
+        raise ValueError(f"{out.name} is the name of another result: name the submission otherwise")
+    companions = [out.parent / name for name in (STATUS, PREDICTIONS)]
+    for path, begins in ((out, "filename,label"), (companions[0], "filename,status")):
+        if path.exists() and not path.read_text(errors="replace").startswith(begins):
+            raise ValueError(f"{path} is not a result of `dfdc predict`: {another}")
+    if any(path.exists() for path in companions) and not out.exists():
+        raise ValueError(f"{out.parent} holds the results of another submission: {another}")
+
+
+def write_results(verdicts: Sequence[Verdict], out: Path, fallback: float | None = None) -> None:
+    """Write the submission `out`: filename, label. Videos without a score get `fallback`, if given.
+
+    Beside it go status.csv (all videos) and predictions.parquet (one row a face and checkpoint);
+    the journal has served.
+    """
+    names = name_videos([verdict.video for verdict in verdicts])
+    scores, rows, faces = [], [], [Verdict(Path(), "").faces.assign(video=[])]
+    for v in verdicts:
+        name, n_people = names[v.video], v.faces.face_idx.nunique()
+        scores.append((name, fallback if v.p_fake is None else v.p_fake))
+        rows.append((name, v.status, v.n_frames, v.n_faces, n_people, v.reason))
+        if len(v.faces):
+            faces.append(v.faces.assign(video=name))
+    table = pd.concat(faces[1:] or faces, ignore_index=True)
+    write_csv(out, pd.DataFrame(scores, columns=["filename", "label"]).dropna())
+    write_csv(out.parent / STATUS, pd.DataFrame(rows, columns=STATUS_COLUMNS))
+    with appear_whole(out.parent / PREDICTIONS) as temporary:
+        table.to_parquet(temporary, index=False)
+    journal_of(out).unlink(missing_ok=True)
+
+
+def read_labels(source: Path) -> dict[str, int]:
+    """The truth about videos: name → 1 for a fake.
+
+    source: a data folder, whose names are the paths in it (a fake needs no original here), or a CSV
+    with the columns filename and label.
+    """
+    source = Path(source)
+    if source.is_dir():
+        parts = [read_part(source, path, with_original=False) for path in find_parts(source)]
+        return {row.file: row.label for rows in parts for row in rows}
+    if not source.exists():
+        raise FileNotFoundError(f"no such file or folder: {source}")
+    try:
+        table = pd.read_csv(source, dtype={"filename": str}, keep_default_na=False)
+    except ValueError as error:  # pandas does not say which file
+        raise MetadataError(f"{source} is not a CSV file that can be read: {error}") from error
+    if not {"filename", "label"} <= set(table):
+        columns = "the columns filename and label, with 1 for a fake and 0 for a real"
+        raise MetadataError(f"{source} must have {columns}")
+    wrong = table[~table.label.isin([0, 1])]
+    if len(wrong):
+        told = f"{show(wrong.filename.iloc[0])} has the label {show(wrong.label.tolist()[0])}"
+        raise MetadataError(f"{source}: {told}: it must be 1 for a fake, 0 for a real")
+    repeated = table.filename[table.filename.duplicated()]
+    if len(repeated):
+        raise MetadataError(f"{source}: video {show(repeated.iloc[0])} is listed twice")
+    return dict(zip(table.filename, table.label.tolist(), strict=True))
+
+
+def match_labels(videos: Sequence[Path], labels: dict[str, int]) -> list[int]:
+    """The label of each video. labels: file name, or the end of its path → 1 for a fake.
+
+    The longest end that fits counts. Raises ValueError where a video has no label, or two have the
+    same one.
+    """
+    named = defaultdict(list)
+    for name in labels:
+        named[Path(name).name].append(name)
+    matched: dict[Path, str] = {}
+    for video in videos:
+        whole = os.path.abspath(video)
+        for name in sorted(named[video.name], key=lambda name: len(Path(name).parts)):
+            if f"/{whole}".endswith(f"/{Path(name)}") or os.path.abspath(name) == whole:
+                matched[video] = name
+    if unknown := [video for video in videos if video not in matched]:
+        more = f" and {len(unknown) - 1} more" if len(unknown) > 1 else ""
+        raise ValueError(f"no label for {unknown[0]}{more}")
+    for name, count in Counter(matched.values()).items():
+        if count > 1:
+            several = " and ".join(printable(v) for v in videos if matched[v] == name)
+            fix = "write more of their paths in the labels"
+            raise ValueError(f"{several} have one label, {name}: {fix}")
+    return [labels[matched[video]] for video in videos]
+
+
+def measure_verdicts(
+    verdicts: Sequence[Verdict], labels: dict[str, int], fallback: float = 0.5
+) -> dict[str, float]:
+    """How good verdicts are, where the truth is known: coverage, and log loss of scored and of all.
+
+    labels, and what is raised: as in `match_labels`. For the log loss of all, videos without a
+    score count as `fallback`.
+    """
+    truth = np.array(match_labels([v.video for v in verdicts], labels))
+    scores = np.array([np.nan if v.p_fake is None else v.p_fake for v in verdicts], float)
+    known = ~np.isnan(scores)
+    of_scored = log_loss(truth[known], scores[known]) if known.any() else float("nan")
+    everything = log_loss(truth, np.where(known, scores, fallback))
+    coverage = float(known.mean())
+    return {"coverage": coverage, "log_loss_scored": of_scored, "log_loss_all": everything}

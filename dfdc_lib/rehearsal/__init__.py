@@ -1,0 +1,2 @@
+"""The stage: the sample, how its fakes are made, ways to see what they left. The core never imports
+it."""

@@ -1,0 +1,233 @@
+"""Make fakes: replace a face, or a part of one, in a picture. The randomness is the caller's.
+
+Pictures and landmarks are as in `blending`. Each manipulation returns the new picture and its mask
+(H, W) uint8: 0 where the picture is bit-identical to what came in, 255 where the new was laid on in
+full. First come masks and colour, then what makes the sample's fakes (`replace_region`), last the
+families of artifacts that the slides name, where `strength` runs from 0, the picture as it came, to
+1, crude. Notebook 10 shows them.
+"""
+
+import cv2
+import numpy as np
+from numpy.random import Generator
+
+from dfdc_lib.blending import (
+    FACE,
+    INNER,
+    OUTLINE,
+    NotAFace,
+    blend,
+    check_strength,
+    eyes_to_mouth,
+    face_frame,
+    fit_to,
+    hull_mask,
+    lay,
+    lose_detail,
+    shift_channels,
+)
+from dfdc_lib.geometry import affine_between
+from dfdc_lib.rehearsal.forensics import recompress
+
+# Ellipses: the centre (0 at the eyes, 1 at the mouth), half width and half height, in units of the
+# distance between the eyes and the mouth. Measured on the two portraits of the sample.
+REGIONS = {"face": (0.55, 1.05, 1.30), "mouth": (1.0, 0.72, 0.50), "eyes": (0.0, 1.05, 0.45)}
+Fake = tuple[np.ndarray, np.ndarray]  # the new picture, and its mask
+
+
+def boundary_map(mask: np.ndarray) -> np.ndarray:
+    """Where a picture was blended: 4 M (1 - M), float32 in [0, 1], of M = mask (H, W) / 255.
+
+    One where old and new count alike. Source: Face X-ray, arXiv 1912.13458.
+    """
+    share = mask.astype(np.float32) / 255
+    return 4 * share * (1 - share)
+
+
+def region_mask(
+    landmarks: np.ndarray, height: int, width: int, region: str = "face", feather: float = 0.3
+) -> np.ndarray:
+    """A soft ellipse (H, W) float32 in [0, 1] over one of REGIONS, turned with the head.
+
+    feather: the share of the radius over which it falls from 1 to 0. Outside it is exactly 0.
+    """
+    along, half_width, half_height = REGIONS[region]
+    eyes, mouth = landmarks[:2].mean(axis=0), landmarks[3:].mean(axis=0)
+    down = mouth - eyes
+    length = float(np.hypot(*down))
+    if length < 1:
+        raise NotAFace(f"eyes and mouth coincide: {landmarks.tolist()}")
+    down = down / length
+    x0, y0 = eyes + along * length * down
+    y, x = np.mgrid[:height, :width].astype(np.float32)
+    y, x = y - y0, x - x0
+    u = (x * down[1] - y * down[0]) / (half_width * length)
+    v = (x * down[0] + y * down[1]) / (half_height * length)
+    radius = np.sqrt(u * u + v * v)
+    return np.clip((1 - radius) / max(feather, 1e-6), 0, 1).astype(np.float32)
+
+
+def transfer_colour(
+    picture: np.ndarray, reference: np.ndarray, where: np.ndarray, amount: float = 1.0
+) -> np.ndarray:
+    """Give `picture` the mean and the spread of the reference's colours `where` (H, W), in Lab.
+
+    amount: from 0, the picture as it is, to 1. After Reinhard et al., Color Transfer between
+    Images, 2001.
+    """
+    if not where.any():
+        return picture
+    ours, theirs = (cv2.cvtColor(p, cv2.COLOR_RGB2LAB) for p in (picture, reference))
+    some: np.ndarray = where.astype(np.uint8)
+    our_mean, our_std = (m.ravel() for m in cv2.meanStdDev(ours, mask=some))
+    their_mean, their_std = (m.ravel() for m in cv2.meanStdDev(theirs, mask=some))
+    values = np.arange(256)[:, None]
+    matched = (values - our_mean) * (their_std / np.maximum(our_std, 1e-6)) + their_mean
+    table = np.clip(values + amount * (matched - values), 0, 255).round().astype(np.uint8)
+    return cv2.cvtColor(cv2.LUT(ours, table[None]), cv2.COLOR_LAB2RGB)
+
+
+def replace_region(
+    picture: np.ndarray,
+    landmarks: np.ndarray,
+    donor: np.ndarray,
+    donor_landmarks: np.ndarray,
+    region: str = "face",
+    detail: float = 1.0,
+    colour: float = 1.0,
+    feather: float = 0.3,
+) -> Fake:
+    """Replace a region of a face by the donor's, warped to fit the five landmarks.
+
+    The donor may be another person (a face swap) or the picture itself (as in arXiv 1811.00656).
+    detail: the resolution that survives. colour: how far the donor's colours are matched. feather:
+    see `region_mask`. A face that lies outside the picture changes nothing.
+    """
+    result, mask = picture.copy(), np.zeros(picture.shape[:2], np.uint8)
+    reach = 2.2 * eyes_to_mouth(landmarks)  # no ellipse lies beyond
+    x0, y0 = np.maximum(landmarks.min(axis=0) - reach, 0).astype(int)
+    x1, y1 = np.maximum(landmarks.max(axis=0) + reach, -1).astype(int) + 1
+    target = picture[y0:y1, x0:x1]
+    if target.size == 0:
+        return result, mask
+    inside, (height, width) = landmarks - (x0, y0), target.shape[:2]
+    warped = fit_to(donor, donor_landmarks, inside, height, width)
+    weights = region_mask(inside, height, width, region, feather)
+    warped = transfer_colour(lose_detail(warped, detail), target, weights > 0.5, colour)
+    result[y0:y1, x0:x1], mask[y0:y1, x0:x1] = blend(target, warped, weights)
+    return result, mask
+
+
+def displace(
+    picture: np.ndarray, landmarks: np.ndarray, centre, radius: float, shift
+) -> tuple[np.ndarray, np.ndarray]:
+    """Push a picture around `centre` by `shift` (dx, dy), fading out smoothly at `radius`.
+
+    Returns the picture and the landmarks, moved along: a head that sways, or a mouth that opens.
+    """
+    height, width = picture.shape[:2]
+    x0, y0 = (max(int(c - radius), 0) for c in centre)
+    x1, y1 = min(int(centre[0] + radius) + 1, width), min(int(centre[1] + radius) + 1, height)
+    y, x = np.mgrid[y0:y1, x0:x1].astype(np.float32)
+
+    def strength(px, py):
+        squared = ((px - centre[0]) ** 2 + (py - centre[1]) ** 2) / radius**2
+        return np.clip(1 - squared, 0, 1) ** 2
+
+    push, result = strength(x, y).astype(np.float32), picture.copy()
+    x, y = x - push * np.float32(shift[0]), y - push * np.float32(shift[1])
+    edge = cv2.BORDER_REFLECT_101
+    result[y0:y1, x0:x1] = cv2.remap(picture, x, y, cv2.INTER_CUBIC, borderMode=edge)
+    moved = landmarks + strength(landmarks[:, 0], landmarks[:, 1])[:, None] * np.asarray(shift)
+    return result, moved
+
+
+VISUAL_KINDS = ("colour", "mouth", "eyes", "resolution")
+
+
+def visual_defect(
+    picture: np.ndarray,
+    landmarks: np.ndarray,
+    rng: Generator,
+    strength: float = 1.0,
+    kind: str = "",
+) -> Fake:
+    """A face of another colour or resolution, teeth or eyes without detail. kind: else drawn."""
+    check_strength(strength)
+    kind = kind or str(rng.choice(VISUAL_KINDS))
+    if kind not in VISUAL_KINDS:
+        raise ValueError(f"unknown kind {kind!r}: choose one of {', '.join(VISUAL_KINDS)}")
+    height, width = picture.shape[:2]
+    weights = hull_mask(landmarks, height, width)
+    if kind in ("mouth", "eyes"):
+        weights = region_mask(landmarks, height, width, kind)
+    if kind == "colour":
+        shift = rng.choice((-1, 1), 3) * rng.uniform(0.5, 1, 3) * 40 * strength
+        altered = shift_channels(picture, shift)
+    else:
+        lost = 0.75 if kind == "resolution" else 0.85
+        altered = lose_detail(picture, 1 - lost * strength)
+    return lay(picture, altered, weights, strength)
+
+
+def encoding_difference(
+    picture: np.ndarray, landmarks: np.ndarray, rng: Generator, strength: float = 1.0
+) -> Fake:
+    """Eyes, nose and mouth with another compression history than the face around them.
+
+    They went through JPEG once more, at a quality from 95 (weak) down to 20 (strong), on a grid of
+    blocks that starts somewhere else, as does a face that was stored and pasted back.
+    """
+    check_strength(strength)
+    height, width = picture.shape[:2]
+    weights = hull_mask(landmarks, height, width, INNER, feather=0.05)
+    down, right = rng.integers(1, 8, 2)
+    moved = cv2.copyMakeBorder(picture, down, 0, right, 0, cv2.BORDER_REFLECT_101)
+    altered = recompress(moved, round(95 - 75 * strength))[down:, right:]
+    return lay(picture, altered, weights, strength)
+
+
+def warping_artifact(
+    picture: np.ndarray, landmarks: np.ndarray, rng: Generator, strength: float = 1.0
+) -> Fake:
+    """A face that was aligned to a small upright square and warped back: too coarse.
+
+    After arXiv 1811.00656: a generator makes faces of one fixed size. The square's side is a share
+    of the face's own: from all of it (weak) down to about a quarter (strong). Below a strength of
+    0.25 the old face shines through, because resampling alone takes most of the grain.
+    """
+    check_strength(strength)
+    height, width = picture.shape[:2]
+    outline = (OUTLINE, INNER)[rng.integers(2)]
+    weights = hull_mask(landmarks, height, width, outline, feather=0.08, deform=0.05, rng=rng)
+    detail = 1 - 0.8 * strength * rng.uniform(0.8, 1)
+    unit = max(eyes_to_mouth(landmarks) * detail, 1)  # eyes to mouth in the square, pixels
+    align = affine_between(landmarks, FACE * unit + (1.5 * unit, unit))
+    soft = cv2.GaussianBlur(picture, (0, 0), 0.5 / detail)  # else shrinking would alias
+    aligned = cv2.warpAffine(soft, align, (round(3 * unit),) * 2, borderMode=cv2.BORDER_REFLECT_101)
+    back = cv2.invertAffineTransform(align)
+    altered = cv2.warpAffine(aligned, back, (width, height), borderMode=cv2.BORDER_REFLECT_101)
+    return lay(picture, altered, weights, strength, opacity=min(1, 4 * strength))
+
+
+def blending_artifact(
+    picture: np.ndarray,
+    landmarks: np.ndarray,
+    donor: np.ndarray,
+    donor_landmarks: np.ndarray,
+    rng: Generator,
+    strength: float = 1.0,
+) -> Fake:
+    """Blend another real face in: nothing is wrong inside it, only the seam gives it away.
+
+    After Face X-ray (arXiv 1912.13458). strength: how much the seam shows, from a wide one with
+    matched colours to a narrow one between two colours. `boundary_map` of the mask is the seam.
+    """
+    check_strength(strength)
+    face_frame(donor_landmarks, *donor.shape[:2])
+    height, width = picture.shape[:2]
+    feather, deform = 0.2 - 0.17 * strength, rng.uniform(0.05, 0.2)
+    weights = hull_mask(landmarks, height, width, feather=feather, deform=deform, rng=rng)
+    warped = fit_to(donor, donor_landmarks, landmarks, height, width)
+    warped = transfer_colour(warped, picture, weights > 0.5, 1 - 0.5 * strength)
+    return lay(picture, warped, weights, strength)
