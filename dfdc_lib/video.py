@@ -178,19 +178,18 @@ def _number_by_decoding(path: Path) -> dict[object, int]:
     with container:
         for packet in _demux(container, stream):
             frames, failed = _decode(packet)
-            order += [frame.opaque for frame in frames]
+            order += [_packet_of(frame) for frame in frames]
             if failed and packet.size:
-                order.append(packet.opaque)
+                order.append(_packet_of(packet))
     return dict(zip(dict.fromkeys(order), count()))
 
 
 def iterate_frames(path: Path, indices: Iterable[int], info: VideoInfo | None = None) -> Frames:
     """Yield (frame_idx, frame) for the wanted frame numbers, in order, decoding the file once.
 
-    Frames that are not wanted, and that no other is predicted from, are not even decoded. Seeking
-    by number would be wrong on videos of variable frame rate. A frame that can't be decoded is left
-    out, and shifts no other's number: it is known by its packet, not by counting. (Upstream
-    counted.) Where a video's size changes midway, each frame has its own. info: what `probe` said.
+    Frames that nobody needs are not even decoded. Seeking by number would be wrong where the rate
+    varies. A frame that can't be decoded shifts no other's number: it is known by its packet, not
+    by counting. Each frame has its own size. info: what `probe` said.
     """
     wanted, info, position = {int(i) for i in indices}, info or probe(path), -1
     last = max(wanted, default=-1)
@@ -199,10 +198,10 @@ def iterate_frames(path: Path, indices: Iterable[int], info: VideoInfo | None = 
         stream.codec_context.options = {"max_pixels": str(LARGEST_FRAME)}
         for packet in _demux(container, stream):
             # A packet that shows nothing may complete another's frame: half of an interlaced one.
-            needed = info.numbers.get(packet.opaque, last) in wanted
+            needed = info.numbers.get(_packet_of(packet), last) in wanted
             stream.codec_context.skip_frame = "DEFAULT" if needed else "NONREF"
             for frame in _decode(packet)[0]:
-                number = info.numbers.get(frame.opaque, -1)
+                number = info.numbers.get(_packet_of(frame), -1)
                 if -1 < number < position:  # the times were wrong after all
                     counted = replace(info, numbers=_number_by_decoding(path))
                     yield from iterate_frames(path, [i for i in wanted if i > position], counted)
@@ -219,11 +218,16 @@ def _demux(container: InputContainer, stream: av.VideoStream) -> Iterator[av.Pac
     number = 0
     try:
         for packet in container.demux(stream):
-            packet.opaque = number
+            packet.opaque = (number,)  # an object of its own: PyAV knows them by their address
             number += bool(packet.size)
             yield packet
     except av.error.FFmpegError:
         return
+
+
+def _packet_of(marked) -> int:
+    """The number of a packet, or of the one that a frame came in."""
+    return marked.opaque[0] if marked.opaque else -1
 
 
 def _decode(packet: av.Packet) -> tuple[list[av.VideoFrame], bool]:

@@ -358,3 +358,15 @@ def test_raw_streams_and_broadcast_containers_are_read(tmp_path, codec, suffix):
     options = {"x265-params": "log-level=0", "crf": "10"} if codec.startswith("libx") else {}
     encode(tmp_path / f"v.{suffix}", coded_frames(30), codec, options=options)
     assert numbers_of(tmp_path / f"v.{suffix}") == same(range(30))
+
+
+def test_two_videos_that_are_read_in_turn_do_not_mix(tmp_path):
+    """PyAV keeps what a packet carries in one table for all files, by the object's address."""
+    pictures = [np.full((64, 64, 3), 8 * number, np.uint8) for number in range(24)]
+    for name in ("a", "b"):
+        write_video(tmp_path / f"{name}.mp4", pictures)
+    begun = video.iterate_frames(tmp_path / "a.mp4", range(24))
+    numbers = [next(begun)[0]]
+    for _ in video.iterate_frames(tmp_path / "b.mp4", range(24)):
+        pass
+    assert numbers + [frame_idx for frame_idx, _ in begun] == list(range(24))
