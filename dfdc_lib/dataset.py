@@ -41,10 +41,7 @@ NUMBERS = ["label", "frame_idx", "face_idx", "part", "fold", "x0", "y0", "x1", "
 
 
 def read_crops(path: Path) -> pd.DataFrame:
-    """Read a table of crops, without the videos' paths: of millions of rows they fill the memory.
-
-    Names stay text, as "0001" and "null" are names too.
-    """
+    """Read a table of crops, without the videos' paths, which fill the memory. Names stay text."""
     types = dict.fromkeys(NAMES, str) | dict.fromkeys(NUMBERS, np.int32)
     how = {"dtype": types, "keep_default_na": False, "usecols": lambda name: name != "file"}
     return pd.concat(pd.read_csv(path, chunksize=200_000, **how), ignore_index=True)
