@@ -134,7 +134,7 @@ def _guard_job(function: Callable, job: tuple, time_limit: float):
     from distributed import get_worker
 
     if (threads := get_worker().state.nthreads) != 1:
-        why = f"a worker of the cluster has {threads} threads, in which one bad video would end the others"
+        why = f"a worker of the cluster has {threads} threads: one bad video would end the others"
         raise ValueError(f"{why}: start it with --nthreads 1, and with as many --nworkers as cores")
     use_cores(1)
     # It ends the process, also where native code holds the interpreter.

@@ -171,8 +171,8 @@ def process_original(
     write_json(folder / "detect", stored)
     seen, count = [f["frame_idx"] for f in frames], sum(len(f["boxes"]) for f in frames)
     problems = {"decode_error": sorted(set(wanted) - set(seen)), "no_face": [] if count else seen}
-    problems["short"] = list(range(info.n_frames, info.n_frames + info.n_missing))
-    found = describe("detect", count, problems, len(wanted))
+    missing = range(info.n_frames, info.n_frames + info.n_missing)  # by a header: maybe billions
+    found = describe("detect", count, problems | {"short": missing}, len(wanted))
     return [found, cutter.describe(frames, info)] if cutter and count else [found]
 
 

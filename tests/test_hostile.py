@@ -118,7 +118,7 @@ def promise_frames() -> bytes:
     """An AVI whose header says that it has a million frames."""
     data = encoded(form="avi")
     place = data.index(b"strh") + 40  # dwLength
-    return data[:place] + struct.pack("<I", 1_000_000) + data[place + 4 :]
+    return data[:place] + struct.pack("<I", 2**31 - 1) + data[place + 4 :]
 
 
 def put(data) -> Callable[[Path], object]:
