@@ -1,7 +1,7 @@
 """Measure against named peers, write the tables and draw the plot that the site shows.
 
     python -m benchmarks all                   all but train_step and scale (15 minutes, two cores)
-    python -m benchmarks detect preprocess …   some: detect, preprocess, predict, growth, memory, crops
+    python -m benchmarks detect preprocess …   some: detect, preprocess, predict, growth, …
     python -m benchmarks scale                 the bookkeeping of all 119,154 videos, simulated
                                                (20 minutes, 3 GB of disk, 7 million names in it)
 

@@ -14,7 +14,8 @@ FOLDER = Path(__file__).parent.parent / "data" / "benchmark"
 
 
 def make_clip(n_frames: int = 300, width: int = 1920, height: int = 1080) -> Path:
-    """A synthetic clip of one person, of DFDC's size and rate; the first call takes half a minute."""
+    """A synthetic clip of one person, of DFDC's size and rate; the first call takes half a
+    minute."""
     path = FOLDER / f"{width}x{height}_{n_frames}.mp4"
     if not path.exists():
         shot = Shot(1, ("hopper",), width, height, n_frames, crf=23)

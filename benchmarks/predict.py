@@ -1,4 +1,5 @@
-"""A verdict on a video, by a B7 at 380 pixels on 32 frames: against the eager procedure, by stage."""
+"""A verdict on a video, by a B7 at 380 pixels on 32 frames: against the eager procedure, by
+stage."""
 
 import tempfile
 import time

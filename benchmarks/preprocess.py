@@ -1,4 +1,5 @@
-"""Preprocessing an original: one pass against upstream's two scripts, and against decoding alone."""
+"""Preprocessing an original: one pass against upstream's two scripts, and against decoding
+alone."""
 
 import json
 import subprocess

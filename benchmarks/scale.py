@@ -289,7 +289,7 @@ WHAT = {
     "pair": "each fake crop with its real one",
     "epoch, single crops": "40,000 crops (of one process), drawn and shuffled",
     "epoch, pairs": "20,000 pairs, each original equally likely",
-    "doctor": "`dfdc doctor --work`: every crop, mask and box that the journal counts, is it there?",
+    "doctor": "`dfdc doctor --work`: is every crop, mask and box there that the journal counts?",
 }
 
 

@@ -115,7 +115,8 @@ def summarise(losses: pd.DataFrame, made: dict[str, list[dict]], size: int) -> p
         )
         lines.append(
             {"arm": arm, "encoder": encoder, "size": size or own_size}
-            | {"million_parameters": cost.parameters / 1e6, "gmacs": cost.macs / 1e9, "seconds_a_step": seconds}
+            | {"million_parameters": cost.parameters / 1e6, "gmacs": cost.macs / 1e9}
+            | {"seconds_a_step": seconds}
             | {"seeds": len(of_seed), "log_loss": of_seed.mean(), "seed_sd": of_seed.std()}
             | {"minus_b7": gap.mean(), "low": low, "high": high}
             | {key: made[arm][-1][key] for key in ("machine", "date", "versions")}

@@ -1,4 +1,5 @@
-"""Broken and hostile input: each kind ends in a status or one clear error, and harms nothing else."""
+"""Broken and hostile input: each kind ends in a status or one clear error, and harms nothing
+else."""
 
 import io
 import json
@@ -115,7 +116,7 @@ def head_of_pieces() -> bytes:
 
 
 def promise_frames() -> bytes:
-    """An AVI whose header says that it has a million frames."""
+    """An AVI whose header says that it has two billion frames."""
     data = encoded(form="avi")
     place = data.index(b"strh") + 40  # dwLength
     return data[:place] + struct.pack("<I", 2**31 - 1) + data[place + 4 :]

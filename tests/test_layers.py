@@ -1,4 +1,5 @@
-"""The house stays easy to picture: the core is read from top to bottom, and the wings stand on it."""
+"""The house stays easy to picture: the core is read from top to bottom, and the wings stand on
+it."""
 
 import ast
 import subprocess
@@ -89,6 +90,7 @@ def test_importing_the_library_loads_no_model_and_sets_no_seed():
     code = (
         "import importlib, random, sys; state = random.getstate();"
         f"[importlib.import_module('dfdc_lib.' + m) for m in {MODULES}];"
-        "assert random.getstate() == state; assert not {'facenet_pytorch', 'timm'} & set(sys.modules)"
+        "assert random.getstate() == state;"
+        "assert not {'facenet_pytorch', 'timm'} & set(sys.modules)"
     )
     subprocess.run([sys.executable, "-c", code], check=True)

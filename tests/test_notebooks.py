@@ -107,8 +107,9 @@ def test_a_commands_error_is_shown_and_formulas_have_single_backslashes(code, pr
 
 
 # What figures and tables of the demo show, and those of other data need not.
-FINDINGS = """12 to 15 pixels, 36 pixels, found at every scale, each has the old number, hair and collar,
-is broader, another pattern of edges, lights up over the whole face, alone reaches the right,
+FINDINGS = """12 to 15 pixels, 36 pixels, found at every scale, each has the old number,
+hair and collar, is broader, another pattern of edges,
+lights up over the whole face, alone reaches the right,
 almost all evidence, With 10 % nearly all, all from 20 %, a blur of two pixels leave,
 less than a minute, two people cross, may come close to the 0.428, demo numbers"""
 

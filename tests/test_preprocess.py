@@ -372,7 +372,8 @@ def test_boxes_are_in_the_pixels_that_a_player_shows(tmp_path):
 
 
 def test_a_size_that_changes_midway_leaves_no_frame_out(tmp_path):
-    """Each frame has its own size, the face in it keeps its number, and a fake's must be as large."""
+    """Each frame has its own size, the face in it keeps its number, and a fake's must be as
+    large."""
     data = make_data(tmp_path)
     part = data / "dfdc_train_part_0"
     grows = b""

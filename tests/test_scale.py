@@ -34,7 +34,8 @@ def test_preprocessing_finds_the_simulation_complete(world, done):
 
 @pytest.mark.parametrize("step", [step for step in scale.STEPS if step != "hand out"])
 def test_every_step_runs_on_the_simulation(world, done, step):
-    """The doctor finds it healthy, and preprocessing complete: both steps raise where they don't."""
+    """The doctor finds it healthy, and preprocessing complete: both steps raise where they
+    don't."""
     assert scale.run_step(step, world.root)["seconds"] > 0
 
 

@@ -43,7 +43,8 @@ def cut(picture: np.ndarray, place) -> np.ndarray:
 
 
 def test_a_masks_energy_lies_where_the_fake_was_changed(small_sample, small_work):
-    """By method: the share of the mask's sum in the true region, beside the region's of the area."""
+    """By method: the share of the mask's sum in the true region, beside the region's of the
+    area."""
     methods, recipes, shares = read_methods(small_sample), read_recipes(small_sample), {}
     for fake in read_metadata(small_sample).query("label == 1").itertuples():
         regions = changed_regions(recipes[fake.video_id])

@@ -54,9 +54,11 @@ def sample_audit(table: pd.DataFrame) -> Lines:
     each = ", ".join(f"{row.check.split()[2]} {row.auc:.2f}" for row in methods.itertuples())
     away = unfair.loc[(unfair.auc - 0.5).abs().idxmax()]
     return [
-        f"Fair: of {len(unfair)} things that must not tell a fake, the one furthest from guessing is *{away.check}*, "
+        f"Fair: of {len(unfair)} things that must not tell a fake, "
+        f"the one furthest from guessing is *{away.check}*, "
         f"with an AUC of {away.auc:.2f} ({away.auc_low:.2f} to {away.auc_high:.2f}). "
-        f"Learnable: from whole crops AUC {crop.auc:.2f} ({crop.auc_low:.2f} to {crop.auc_high:.2f}); by method {each}."
+        f"Learnable: from whole crops AUC {crop.auc:.2f} "
+        f"({crop.auc_low:.2f} to {crop.auc_high:.2f}); by method {each}."
     ]
 
 
@@ -164,7 +166,8 @@ class Statements(SphinxDirective):
         self.env.note_dependency(str(path))
         table = pd.read_csv(path)
         rows = [
-            f"| [{row.topic}](api/{row.here.rpartition('.')[0]}.md) | {row.statement} | {row.upstream} |"
+            f"| [{row.topic}](api/{row.here.rpartition('.')[0]}.md) "
+            f"| {row.statement} | {row.upstream} |"
             if "/" not in row.here
             else f"| {row.topic} | {row.statement} | {row.upstream} |"
             for row in table[table.kind == self.arguments[0]].itertuples()
