@@ -194,7 +194,7 @@ def prepare_doctor(data: Path, work: WorkFolder) -> Callable[[], object]:
     from dfdc_lib.ops.integrity import check_work
 
     def check() -> None:
-        if bad := [finding for finding in check_work(work, data) if not finding.ok]:
+        if bad := [finding for finding in check_work(work) if not finding.ok]:
             raise RuntimeError(f"the simulated artifacts are not healthy: {bad}")
 
     return check

@@ -9,11 +9,6 @@ from math import ceil
 import numpy as np
 
 
-def mean(p: np.ndarray) -> float:
-    """The plain average of p_fake."""
-    return p.mean()
-
-
 def confident_strategy(p, t: float = 0.8) -> float:
     """Trust the confident frames, if there are enough of them. Source: the slides."""
     p = np.asarray(p, float)
@@ -35,11 +30,6 @@ def confident_strategy_2(p: np.ndarray) -> float:
     return p.mean()
 
 
-def median(p: np.ndarray) -> float:
-    """The middle score."""
-    return float(np.median(p))
-
-
 def trimmed_mean(p: np.ndarray) -> float:
     """The mean without the lowest and the highest tenth of the scores."""
     cut = len(p) // 10
@@ -49,11 +39,6 @@ def trimmed_mean(p: np.ndarray) -> float:
 def mean_of_top(p: np.ndarray) -> float:
     """The mean of the highest quarter: one fake face among many frames is enough."""
     return np.sort(p)[-ceil(len(p) / 4) :].mean()
-
-
-def highest(p: np.ndarray) -> float:
-    """The highest score: the most suspicious face decides alone."""
-    return p.max()
 
 
 def mean_of_logits(p: np.ndarray) -> float:
@@ -70,13 +55,13 @@ def sharpened_mean(p: np.ndarray) -> float:
 
 
 STRATEGIES: dict[str, Callable[[np.ndarray], float]] = {
-    "mean": mean,
+    "mean": np.mean,
     "confident": confident_strategy,
     "confident_2": confident_strategy_2,
-    "median": median,
+    "median": np.median,
     "trimmed": trimmed_mean,
     "top": mean_of_top,
-    "max": highest,
+    "max": np.max,  # the most suspicious face decides alone
     "logits": mean_of_logits,
     "sharpened": sharpened_mean,
 }

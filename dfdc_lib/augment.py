@@ -6,7 +6,6 @@ exactly as the first, and a `mask` (H, W) uint8 goes through the same geometry. 
 needs `landmarks` (5, 2) in pixels of the crop and the `label`. Notebook 05 shows each transform.
 """
 
-import warnings
 from collections.abc import Callable
 from functools import partial
 
@@ -95,20 +94,16 @@ class Cover(A.DualTransform):
 class GridMask(Cover):
     """Cover a regular grid of squares, after GridMask (arXiv 2001.04086).
 
-    Ours: upstream's code has none. period: its range, as a share of the picture's shorter side.
-    cover: the share of a period that a square's side takes. (2.x's GridDropout makes no grid.)
+    Ours: upstream's code has none. Its period is a share of the picture's shorter side. (2.x's
+    GridDropout makes no grid.)
     """
-
-    def __init__(self, period: tuple[float, float] = (0.15, 0.5), cover: float = 0.4, *, p: float):
-        super().__init__(p=p)
-        self.period, self.cover = period, cover
 
     def get_params_dependent_on_data(self, params: dict, data: dict) -> dict:
         shape, stripes = params["shape"][:2], []
-        period = self.py_random.uniform(*self.period) * min(shape)
+        period = self.py_random.uniform(0.15, 0.5) * min(shape)
         for n in shape:
             offset = self.py_random.uniform(0, period)
-            stripes.append((np.arange(n) + offset) % period < self.cover * period)
+            stripes.append((np.arange(n) + offset) % period < 0.4 * period)
         return {"keep": (~np.outer(*stripes)).astype(np.uint8)}
 
 
@@ -118,9 +113,6 @@ class BlackOut(Cover):
     Source: upstream's code, which takes dlib's 68 landmarks for the hull. We grow that of MTCNN's
     five instead: dlib would be one more detector to build, for 6 % of the pictures.
     """
-
-    def __init__(self):
-        super().__init__(p=1.0)
 
     @property
     def targets_as_params(self) -> list[str]:
@@ -189,38 +181,30 @@ def cover_part(shape: Shape, mask: np.ndarray | None, rng: np.random.Generator) 
     return np.ones(shape, np.uint8)
 
 
-def _pad(size: int) -> A.PadIfNeeded:
-    return A.PadIfNeeded(size, size, border_mode=cv2.BORDER_CONSTANT, fill=0)
-
-
 def _compose(transforms: list, seed: int | None, record: bool = False) -> A.Compose:
     steps, targets = [*transforms, A.Normalize(), ToTensorV2()], {"fake": "image"}
     return A.Compose(steps, additional_targets=targets, seed=seed, save_applied_params=record)
 
 
-def _bright(brightness: float, contrast: float, p: float = 0.5) -> A.RandomBrightnessContrast:
-    limits = {"brightness_limit": brightness, "contrast_limit": contrast}
-    return A.RandomBrightnessContrast(**limits, brightness_by_max=True, p=p)
-
-
 def slides_transforms(size: int, as_upstream: bool = False) -> list[A.BasicTransform]:
     """The slides' transforms. as_upstream: with its one way to resize, the first of the three."""
-    # An argument that albumentations does not know is only a warning there.
-    with warnings.catch_warnings(action="error"):
-        hue = A.HueSaturationValue(hue_shift_limit=20, sat_shift_limit=30, val_shift_limit=20)
-        colours = [_bright(0.2, 0.2), FancyPCA(alpha=0.1), hue]
-        kinds = [RESIZES[0]] * 3 if as_upstream else RESIZES
-        return [
-            A.ImageCompression(quality_range=(60, 100), p=0.5),
-            GaussNoise(variance=(10, 50), p=0.1),
-            A.GaussianBlur(blur_limit=(3, 3), sigma_limit=(BLUR_SIGMA, BLUR_SIGMA), p=0.05),
-            A.HorizontalFlip(),
-            A.OneOf([IsotropicResize(size, *kind) for kind in kinds], p=1),
-            _pad(size),
-            A.OneOf(colours, p=0.7),
-            A.ToGray(num_output_channels=3, method="weighted_average", p=0.2),
-            _shift_scale_rotate(0.1, 0.2, 10, p=0.5),
-        ]
+    kinds = [RESIZES[0]] * 3 if as_upstream else RESIZES
+    colours = [
+        A.RandomBrightnessContrast(brightness_limit=0.2, contrast_limit=0.2),
+        FancyPCA(alpha=0.1),
+        A.HueSaturationValue(hue_shift_limit=20, sat_shift_limit=30, val_shift_limit=20),
+    ]
+    return [
+        A.ImageCompression(quality_range=(60, 100), p=0.5),
+        GaussNoise(variance=(10, 50), p=0.1),
+        A.GaussianBlur(blur_limit=(3, 3), sigma_limit=(BLUR_SIGMA, BLUR_SIGMA), p=0.05),
+        A.HorizontalFlip(),
+        A.OneOf([IsotropicResize(size, *kind) for kind in kinds], p=1),
+        A.PadIfNeeded(size, size),
+        A.OneOf(colours, p=0.7),
+        A.ToGray(p=0.2),
+        _shift_scale_rotate(0.1, 0.2, 10, p=0.5),
+    ]
 
 
 def train_transforms(
@@ -235,23 +219,28 @@ def train_transforms(
     hard: blackouts and a grid of holes before it (needs landmarks). as_upstream: without the grid,
     which is ours, and with one way to resize. record: "applied_transforms" tells what was done.
     """
-    covers = [BlackOut(), GridMask(p=0.1)] if hard else []
+    covers = [BlackOut(p=1), GridMask(p=0.1)] if hard else []
     covers = covers[:1] if as_upstream else covers
     return _compose(covers + slides_transforms(size, as_upstream), seed, record)
 
 
 def demo_transforms(size: int, seed: int | None = None) -> A.Compose:
     """What the sample needs: two faces are soon learned by heart, by colour, place or size."""
-    with warnings.catch_warnings(action="error"):
-        places = [IsotropicResize(size), _pad(size), A.HorizontalFlip()]
-        places.append(_shift_scale_rotate(0.06, 0.15, 10, p=1))
-        colours = [A.RandomGamma(gamma_limit=(60, 160), p=1), A.RGBShift(25, 25, 25, p=1)]
-        return _compose([*places, *colours, _bright(0.2, 0.3, p=1)], seed)
+    transforms = [
+        IsotropicResize(size),
+        A.PadIfNeeded(size, size),
+        A.HorizontalFlip(),
+        _shift_scale_rotate(0.06, 0.15, 10, p=1),
+        A.RandomGamma(gamma_limit=(60, 160), p=1),
+        A.RGBShift(25, 25, 25, p=1),
+        A.RandomBrightnessContrast(brightness_limit=0.2, contrast_limit=0.3, p=1),
+    ]
+    return _compose(transforms, seed)
 
 
 def valid_transforms(size: int) -> A.Compose:
     """What every picture meets outside training: isotropic resize, centred on black, normalised."""
-    return _compose([IsotropicResize(size), _pad(size)], seed=None)
+    return _compose([IsotropicResize(size), A.PadIfNeeded(size, size)], seed=None)
 
 
 def _shift_scale_rotate(shift: float, scale: float, degrees: float, p: float) -> A.Affine:

@@ -19,7 +19,6 @@ RIGHT += [(0.76, 0.85), (0.6, 1.25), (0.3, 1.6), (0.0, 1.7)]
 INNER_RIGHT = [(0.7, -0.22), (0.7, 0.25), (0.55, 1.05), (0.3, 1.25)]
 OUTLINE = np.concatenate([RIGHT, np.multiply(RIGHT, (-1, 1))])
 INNER = np.concatenate([INNER_RIGHT, np.multiply(INNER_RIGHT, (-1, 1))])
-SELF_BLEND_OPACITIES = (0.25, 0.5, 0.75, 1.0, 1.0, 1.0)
 
 
 class NotAFace(ValueError):
@@ -33,12 +32,16 @@ def face_frame(landmarks: np.ndarray, height: int, width: int) -> np.ndarray:
         raise NotAFace(f"a face has five finite landmarks (5, 2), got {landmarks.tolist()}")
     if (landmarks < 0).any() or (landmarks >= (width, height)).any():
         raise NotAFace(f"landmarks outside a picture of {width} x {height}: {landmarks.tolist()}")
-    apart = np.hypot(*(landmarks[:, None] - landmarks[None])[np.triu_indices(5, 1)].T)
     frame = affine_between(FACE, landmarks)
     long, short = np.linalg.svd(frame[:, :2], compute_uv=False)
-    if apart.min() < 0.5 or short < 0.1 * long:
-        raise NotAFace(f"of a face no two coincide, nor are all on a line: {landmarks.tolist()}")
+    if long < 1 or short < 0.1 * long:
+        raise NotAFace(f"landmarks in one place or on a line: {landmarks.tolist()}")
     return frame
+
+
+def deform(outline: np.ndarray, reach: float, rng: np.random.Generator) -> np.ndarray:
+    """Move each point of an outline (n, 2) by up to `reach`, so that no two seams are alike."""
+    return outline + reach * rng.uniform(-1, 1, outline.shape)
 
 
 def hull_mask(
@@ -47,20 +50,13 @@ def hull_mask(
     width: int,
     outline: np.ndarray = OUTLINE,
     feather: float = 0.1,
-    deform: float = 0.0,
-    rng: np.random.Generator | None = None,
 ) -> np.ndarray:
     """A soft mask (H, W) float32 in [0, 1] of an outline that the landmarks carry onto the face.
 
-    feather: the blur's standard deviation; deform: how far `rng` moves each of the outline's points
-    at most; both in units of a face's own frame. After Face X-ray (arXiv 1912.13458), which takes
-    the hull of 68 landmarks.
+    feather: the blur's standard deviation, in units of a face's own frame. After Face X-ray (arXiv
+    1912.13458), which takes the hull of 68 landmarks.
     """
     frame = face_frame(landmarks, height, width)
-    if deform:
-        if rng is None:
-            raise ValueError("to deform an outline at random takes rng, a numpy Generator")
-        outline = outline + deform * rng.uniform(-1, 1, outline.shape)
     sixteenths = np.round(16 * move_points(outline, frame)).astype(np.int32)  # of a pixel
     points = cv2.convexHull(sixteenths)
     mask: np.ndarray = np.zeros((height, width), np.float32)
@@ -112,7 +108,7 @@ def fit_to(
 
 
 def self_blend(
-    picture: np.ndarray, landmarks: np.ndarray, rng: np.random.Generator, strength: float = 1.0
+    picture: np.ndarray, landmarks: np.ndarray, rng: np.random.Generator
 ) -> tuple[np.ndarray, np.ndarray]:
     """Blend a face with a slightly changed copy of itself: a fake without a second face.
 
@@ -120,31 +116,15 @@ def self_blend(
     sharpened, resized by a few percent and moved a little. (The paper changes either the copy or
     its surroundings. Here always the copy, so that outside the mask nothing changes.)
     """
-    check_strength(strength)
     height, width = picture.shape[:2]
-    feather, deform = rng.uniform(0.02, 0.15), rng.uniform(0, 0.2)
-    weights = hull_mask(landmarks, height, width, feather=feather, deform=deform, rng=rng)
-    shift, contrast = strength * rng.uniform(-20, 20, 3), 1 + strength * rng.uniform(-0.1, 0.1)
-    copy = shift_channels(picture, shift, contrast)
-    soft = lose_detail(copy, 1 - strength * rng.uniform(0.2, 0.75))
+    feather, outline = rng.uniform(0.02, 0.15), deform(OUTLINE, rng.uniform(0, 0.2), rng)
+    weights = hull_mask(landmarks, height, width, outline, feather)
+    copy = shift_channels(picture, rng.uniform(-20, 20, 3), 1 + rng.uniform(-0.1, 0.1))
+    soft = lose_detail(copy, 1 - rng.uniform(0.2, 0.75))
     copy = soft if rng.random() < 0.5 else cv2.addWeighted(copy, 2, soft, -1, 0)
-    size = eyes_to_mouth(landmarks)
-    centre, scale = landmarks.mean(axis=0), 1 + strength * rng.uniform(-0.05, 0.05, 2)
-    moved = centre + (landmarks - centre) * scale + strength * rng.uniform(-0.06, 0.06, 2) * size
+    size, centre = eyes_to_mouth(landmarks), landmarks.mean(axis=0)
+    moved = centre + (landmarks - centre) * (1 + rng.uniform(-0.05, 0.05, 2))
+    moved += rng.uniform(-0.06, 0.06, 2) * size
     copy = fit_to(copy, landmarks, moved, height, width)
-    return lay(picture, copy, weights, strength, opacity=float(rng.choice(SELF_BLEND_OPACITIES)))
-
-
-def check_strength(strength: float) -> None:
-    """Raise ValueError for what is no strength."""
-    if not 0 <= strength <= 1:
-        raise ValueError(f"strength runs from 0 to 1, got {strength}")
-
-
-def lay(
-    picture: np.ndarray, new: np.ndarray, weights: np.ndarray, strength: float, opacity: float = 1.0
-) -> tuple[np.ndarray, np.ndarray]:
-    """`blend`, but at strength 0 the picture as it came, and an empty mask."""
-    if strength == 0:
-        return picture.copy(), np.zeros(picture.shape[:2], np.uint8)
-    return blend(picture, new, weights, opacity)
+    opacity = float(rng.choice([0.25, 0.5, 0.75, 1, 1, 1]))
+    return blend(picture, copy, weights, opacity)

@@ -2,10 +2,11 @@
 
 import signal
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -36,13 +37,12 @@ class Crop(NamedTuple):
 
 
 KEY = ["original_id", "frame_idx", "face_idx"]
-NAMES = ["video_id", "original_id"]
-NUMBERS = ["label", "frame_idx", "face_idx", "part", "fold", "x0", "y0", "x1", "y1"]
+COLUMNS = Crop.__annotations__ | {"part": int, "fold": int}  # of folds.csv, but for the path
 
 
 def read_crops(path: Path) -> pd.DataFrame:
     """Read a table of crops, without the videos' paths, which fill the memory. Names stay text."""
-    types = dict.fromkeys(NAMES, str) | dict.fromkeys(NUMBERS, np.int32)
+    types = {name: np.int32 if kind is int else kind for name, kind in COLUMNS.items()}
     how = {"dtype": types, "keep_default_na": False, "usecols": lambda name: name != "file"}
     return pd.concat(pd.read_csv(path, chunksize=200_000, **how), ignore_index=True)
 
@@ -53,7 +53,7 @@ def read_folds(work: WorkFolder) -> pd.DataFrame:
         raise FileNotFoundError(f"{work.folds} is missing: run `dfdc preprocess` first")
     try:
         rows = read_crops(work.folds)
-        if lacking := [name for name in (*NAMES, *NUMBERS) if name not in rows]:
+        if lacking := [name for name in COLUMNS if name not in rows]:
             raise ValueError(f"it lacks {', '.join(lacking)}")
     except ValueError as error:  # pandas does not say which file
         fix = "delete it and run `dfdc preprocess` again"
@@ -163,11 +163,7 @@ class CropReader:
         """The landmarks (5, 2) in pixels of the picture, which may be smaller than on the disk."""
         if crop.original_id not in self._faces:
             self._faces[crop.original_id] = read_faces(self.work, crop.original_id)
-        place = (crop.frame_idx, crop.face_idx)
-        if place not in self._faces[crop.original_id]:
-            boxes = self.work.boxes(crop.original_id)
-            raise DamagedFile(f"{boxes} has no face {place}: `dfdc doctor --work` says what to do")
-        _, points = self._faces[crop.original_id][place]
+        _, points = self._faces[crop.original_id][crop.frame_idx, crop.face_idx]
         scale = max(picture.shape[:2]) / max(crop.x1 - crop.x0, crop.y1 - crop.y0)
         return scale * (points - (crop.x0, crop.y0))
 
@@ -191,7 +187,7 @@ class CropDataset(Dataset):
 
     rows: pd.DataFrame
     reader: CropReader
-    transform: Callable
+    transform: Any  # see `augment`
     seed: int = 0
     hard: bool = False
     self_blend: float = 0.0
@@ -203,14 +199,15 @@ class CropDataset(Dataset):
         return len(self.rows)
 
     def __getitem__(self, index: int) -> tuple[Tensor, Tensor] | None:
+        self.transform.set_random_seed(stream_seed(self.seed, index))
+        rng = np.random.default_rng(stream_seed(self.seed, index, 1))  # of self-blending
         try:
-            return self._read(Crop(*self.rows[index]), index)
+            return self._read(Crop(*self.rows[index]), rng)
         except DamagedFile:  # counted by `collate`
             return None
 
-    def _read(self, crop: Crop, index: int) -> tuple[Tensor, Tensor]:
+    def _read(self, crop: Crop, rng: np.random.Generator) -> tuple[Tensor, Tensor]:
         picture, label, mask = self.reader(crop), crop.label, None
-        rng = start_stream(self.transform, self.seed, index)
         if label == 0 and rng.random() < self.self_blend:
             picture, mask = self.reader.blend_with_itself(crop, picture, rng)
             label = int(mask is not None)
@@ -228,23 +225,16 @@ class PairDataset(CropDataset):
     small data. self_blend: how often the fake is the real blended with itself, if that is whole.
     """
 
-    def _read(self, fake: Crop, index: int) -> tuple[Tensor, Tensor]:
+    def _read(self, fake: Crop, rng: np.random.Generator) -> tuple[Tensor, Tensor]:
         real = fake._replace(video_id=fake.original_id)
         pictures = {"image": self.reader(real), "fake": self.reader(fake)}
         if pictures["image"].shape != pictures["fake"].shape:
             raise DamagedFile(f"{fake.video_id} has a crop of another size than its original")
-        rng = start_stream(self.transform, self.seed, index)
         if rng.random() < self.self_blend:
             own, mask = self.reader.blend_with_itself(real, pictures["image"], rng)
             pictures["fake"] = pictures["fake"] if mask is None else own
         both = self.transform(**pictures)
         return torch.stack([both["image"], both["fake"]]), torch.tensor([0.0, 1.0])
-
-
-def start_stream(transform, seed: int, index: int) -> np.random.Generator:
-    """Seed the augmentation of an item; return the stream that its self-blending draws from."""
-    transform.set_random_seed(stream_seed(seed, index))
-    return np.random.default_rng(stream_seed(seed, index, 1))
 
 
 def collate(items: list) -> tuple[Tensor, Tensor, int]:
@@ -262,14 +252,21 @@ def read_batches(data: Dataset, workers: int, **batches) -> Iterator[tuple[Tenso
         batches |= {"multiprocessing_context": "spawn", "worker_init_fn": _become_reader}
     pinned = torch.cuda.is_available()
     loader = DataLoader(data, num_workers=workers, collate_fn=collate, pin_memory=pinned, **batches)
-    if not workers or threading.current_thread() is not threading.main_thread():
+    with answer_signals(signal.SIG_IGN, signal.SIGINT):  # inherited: Ctrl-C is for who trains
         return iter(loader)
-    before = signal.signal(signal.SIGINT, signal.SIG_IGN)  # inherited: Ctrl-C is for who trains
-    try:
-        return iter(loader)
-    finally:
-        signal.signal(signal.SIGINT, before)
 
 
 def _become_reader(_: int) -> None:
     become_worker(1)
+
+
+@contextmanager
+def answer_signals(handler, *numbers: int) -> Iterator[None]:
+    """Let `handler` answer these signals meanwhile, in the main thread: no other one may."""
+    is_main = threading.current_thread() is threading.main_thread()
+    before = {number: signal.signal(number, handler) for number in numbers if is_main}
+    try:
+        yield
+    finally:
+        for number, old in before.items():
+            signal.signal(number, old)

@@ -16,7 +16,10 @@ from dfdc_lib.config import TRAIN_THRESHOLDS
 from dfdc_lib.geometry import detector_scale
 from dfdc_lib.jobs import count_cores
 
+SMALLEST_FACE = 20  # pixels of a frame's shorter side: facenet-pytorch's own limit
 DETECT_AT_ONCE = 8  # frames to give a detector together: two threads' worth, and not much memory
+
+PATIENCE = 10  # frames that somebody may be missing in, and be known again
 
 
 class Faces(NamedTuple):
@@ -29,6 +32,9 @@ class Faces(NamedTuple):
     def scaled(self, factor: float) -> "Faces":
         """The same faces in a frame that is `factor` times as large."""
         return Faces(self.boxes * factor, self.scores, self.landmarks * factor)
+
+
+NOBODY = Faces(*(np.zeros((0, *shape), np.float32) for shape in ((4,), (), (5, 2))))
 
 
 class FaceDetector:
@@ -63,8 +69,12 @@ class FaceDetector:
 
         Frames of equal size that follow each other are looked at together, which is faster.
         """
-        groups = [self._cascade.detect(list(equal)) for _, equal in groupby(frames, np.shape)]
-        return [Faces(*faces) for found in groups for faces in found]
+        found: list[Faces] = []
+        for shape, equal in groupby(frames, np.shape):
+            several = list(equal)
+            large = min(shape[:2]) >= SMALLEST_FACE
+            found += self._cascade.detect(several) if large else [NOBODY] * len(several)
+        return found
 
     def detect_resized(
         self, frames: Sequence[np.ndarray], procedure: str = "slides"
@@ -92,14 +102,11 @@ class _PlainCascade:
         chosen = {"keep_all": True, "select_largest": False}
         self._mtcnn = MTCNN(thresholds=list(thresholds), device=device, **chosen)
 
-    def detect(self, frames: Sequence[np.ndarray]) -> Iterator[tuple[np.ndarray, ...]]:
+    def detect(self, frames: Sequence[np.ndarray]) -> Iterator[Faces]:
         for frame in frames:
-            found: Any = [None]
-            if min(frame.shape[:2]) >= self._mtcnn.min_face_size:  # it fails on smaller ones
-                found = self._mtcnn.detect(frame, landmarks=True)
-            if found[0] is None:
-                found = np.zeros((0, 4)), np.zeros(0), np.zeros((0, 5, 2))
-            yield tuple(values.astype(np.float32) for values in found)
+            boxes, *more = self._mtcnn.detect(frame, landmarks=True)
+            found = NOBODY if boxes is None else [boxes, *more]
+            yield Faces(*(values.astype(np.float32) for values in found))
 
 
 @cache
@@ -156,20 +163,20 @@ class FaceLinker:
 
     Each person is expected where the last movement leads; the pairing of people and faces with the
     largest total overlap wins (the Hungarian method). So two people who cross keep their numbers,
-    and so does one who is not found for up to `patience` frames. Only boxes are compared: two who
+    and so does one who is not found for up to PATIENCE frames. Only boxes are compared: two who
     meet and turn back are taken to have crossed, and after a cut the next person in the same place
     is taken for the same.
     """
 
-    def __init__(self, patience: int = 10):
+    def __init__(self) -> None:
         self._people: list[_Person] = []
-        self._recent: deque[int] = deque(maxlen=patience + 1)
+        self._recent: deque[int] = deque(maxlen=PATIENCE + 1)
 
     def link(self, faces: Faces, frame_idx: int) -> np.ndarray:
         """The face_idx (n,) int of the faces of the next frame; frames come in rising order."""
         oldest = self._recent[0] if self._recent else frame_idx
         known = [person for person in self._people if person.seen_at >= oldest]
-        pairs = dict(_match(faces.boxes, known, frame_idx))
+        pairs = _match(faces.boxes, known, frame_idx)
         seen = []
         for face, box in enumerate(faces.boxes):
             if face in pairs:
@@ -183,16 +190,10 @@ class FaceLinker:
         return np.array(seen, dtype=int)
 
 
-def link_faces(frames: Sequence[Faces], numbers: Sequence[int]) -> list[np.ndarray]:
-    """The face_idx (n,) of each frame's faces, by a `FaceLinker`. numbers: the rising frame_idx."""
-    linker = FaceLinker()
-    return [linker.link(faces, frame_idx) for faces, frame_idx in zip(frames, numbers, strict=True)]
-
-
-def _match(boxes: np.ndarray, people: list[_Person], frame_idx: int) -> list[tuple[int, int]]:
-    """Pairs (face, person) of the best assignment, each with some overlap."""
+def _match(boxes: np.ndarray, people: list[_Person], frame_idx: int) -> dict[int, int]:
+    """Face → person of the best assignment, each pair with some overlap."""
     if not people:
-        return []
+        return {}
     expected = np.array([p.box + p.velocity * (frame_idx - p.seen_at) for p in people])
     last = np.array([person.box for person in people])
     near, wide = _grown(boxes, 0.25), _grown(boxes, 1)
@@ -205,7 +206,7 @@ def _match(boxes: np.ndarray, people: list[_Person], frame_idx: int) -> list[tup
     likely = np.tensordot((1, 0.2, 0.1, 0.05), overlaps, 1)  # (n, m)
     likely[np.max(overlaps, axis=0) < 0.1] = 0
     pairs = zip(*linear_sum_assignment(-likely), strict=True)
-    return [(face, person) for face, person in pairs if likely[face, person]]
+    return {face: person for face, person in pairs if likely[face, person]}
 
 
 def _grown(boxes: np.ndarray, share: float) -> np.ndarray:

@@ -15,8 +15,6 @@ Box = tuple[float, float, float, float]
 def detector_scale(width: int, height: int) -> float:
     """The factor by which a frame is resized before face detection. Source: the slides."""
     wider = max(width, height)
-    if wider <= 0:
-        raise ValueError(f"a frame needs a positive size, got {width} x {height}")
     if wider < 300:
         return 2.0
     if wider <= 1000:

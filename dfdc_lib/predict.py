@@ -17,7 +17,7 @@ from torch import Tensor
 from dfdc_lib.aggregate import STRATEGIES, join_videos
 from dfdc_lib.augment import valid_transforms
 from dfdc_lib.config import INFERENCE_THRESHOLDS, MARGINS, Margin, PredictConfig
-from dfdc_lib.faces import DETECT_AT_ONCE, Faces, link_faces, shared_detector
+from dfdc_lib.faces import DETECT_AT_ONCE, FaceLinker, Faces, shared_detector
 from dfdc_lib.geometry import cut_face, isotropic_resize, spread_indices
 from dfdc_lib.jobs import Lost, count_cores
 from dfdc_lib.model import DeepfakeClassifier, ModelCard, load_checkpoint, score
@@ -28,7 +28,7 @@ REHEARSAL_WARNING = (
     "on any other video its score means nothing"
 )
 BATCH = {"cpu": 8, "cuda": 32}  # crops that a model is given at once
-FACE_COLUMNS = ["frame_idx", "face_idx", "x0", "y0", "x1", "y1", "score"]
+FACE_COLUMNS = ["frame_idx", "face_idx", "x0", "y0", "x1", "y1", "certainty"]
 NO_FACES = pd.DataFrame(columns=[*FACE_COLUMNS, "checkpoint", "p_fake"])
 
 
@@ -156,9 +156,9 @@ def predict_videos(
 
 def cut_video(path: Path, config: PredictConfig, cuts: Iterable[Cut]) -> Seen:
     """Decode a video, find the faces and cut them out, in any process. A failure is its status."""
-    frames: list[tuple[int, int, Faces]] = []  # frame_idx, height, faces
     crops: list[dict[Cut, np.ndarray]] = []
-    failed = ""
+    rows: list[tuple] = []  # of the table of faces
+    linker, n_frames, failed = FaceLinker(), 0, ""
     try:
         info = probe(path)
         wanted = spread_indices(info.n_frames, config.frames)
@@ -167,9 +167,13 @@ def cut_video(path: Path, config: PredictConfig, cuts: Iterable[Cut]) -> Seen:
                 if isinstance(faces, str):
                     failed = f"no detection in frame {frame_idx} ({faces})"
                     continue
+                n_frames += 1
                 crops += [{cut: cut_crop(picture, box, cut) for cut in cuts} for box in faces.boxes]
-                frames.append((frame_idx, len(picture), faces))
-        status, reason = describe_decoding(len(frames), len(wanted), config.frames, info.n_missing)
+                # In heights of the frame: its size may change midway.
+                people = linker.link(faces.scaled(1 / len(picture)), frame_idx)
+                for who, box, certainty in zip(people, faces.boxes, faces.scores, strict=True):
+                    rows.append((frame_idx, int(who), *map(float, box), float(certainty)))
+        status, reason = describe_decoding(n_frames, len(wanted), config.frames, info.n_missing)
         if failed:
             status, reason = "detect_error", failed
     except FileNotFoundError:
@@ -178,20 +182,15 @@ def cut_video(path: Path, config: PredictConfig, cuts: Iterable[Cut]) -> Seen:
         status, reason = error.status, error.reason
     except MemoryError:
         status, reason = "out_of_memory", "memory does not hold it"
-    except OSError as error:
-        status, reason = "unreadable", str(error)
-    except (ValueError, RuntimeError, cv2.error) as error:  # one odd video must not end the others
+    except (ValueError, RuntimeError, OSError, cv2.error) as error:  # the others must go on
         status, reason = "decode_error", f"{type(error).__name__}: {error}"
-    return Seen(status, reason, len(frames), tabulate_faces(frames), tuple(crops))
+    return Seen(status, reason, n_frames, pd.DataFrame(rows, columns=FACE_COLUMNS), tuple(crops))
 
 
 def describe_decoding(decoded: int, wanted: int, asked: int, missing: int) -> tuple[str, str]:
     """Status and reason of a video that could be opened, by numbers of frames."""
-    if decoded == 0:
-        return "decode_error", "no frame could be decoded"
-    if decoded < wanted:
-        lost = f"{wanted - decoded} of {wanted} frames can't be decoded"
-        return "decode_error", f"{lost}"
+    if decoded < max(wanted, 1):
+        return "decode_error", f"{decoded} of {wanted} frames could be decoded"
     if missing:
         return "short", f"the file ends {missing} frames before its header says"
     if wanted < asked:
@@ -213,18 +212,6 @@ def _detect(frames: list[tuple], config: PredictConfig) -> Sequence[Faces | str]
 def cut_crop(picture: np.ndarray, box, cut: Cut) -> np.ndarray:
     """A face's crop as a checkpoint wants it: its margin, and the longer side of its size."""
     return isotropic_resize(cut_face(picture, box, cut.margin), cut.size)
-
-
-def tabulate_faces(frames: Sequence[tuple[int, int, Faces]]) -> pd.DataFrame:
-    """One row a face: FACE_COLUMNS. frames: (frame_idx, height of the frame, faces), in order."""
-    scaled = [faces.scaled(1 / height) for _, height, faces in frames]  # a size may change midway
-    people = link_faces(scaled, [frame_idx for frame_idx, _, _ in frames])
-    rows = [
-        (frame_idx, int(who), *map(float, box), float(certainty))
-        for (frame_idx, _, faces), several in zip(frames, people, strict=True)
-        for who, box, certainty in zip(several, faces.boxes, faces.scores, strict=True)
-    ]
-    return pd.DataFrame(rows, columns=FACE_COLUMNS)
 
 
 def score_in_batches(

@@ -22,7 +22,7 @@ from dfdc_lib.geometry import add_margin, crop_box, detector_scale
 from dfdc_lib.jobs import count_cores
 from dfdc_lib.ssim import ssim_difference
 from dfdc_lib.store import DamagedFile, WorkFolder, face_file, read_png, write_json, write_png
-from dfdc_lib.video import VideoError, VideoInfo, in_groups, probe, read_frames
+from dfdc_lib.video import VideoError, in_groups, probe, read_frames
 
 PROBLEMS = {  # of a stage: status → what is wrong; the worst first
     "detect": {
@@ -42,6 +42,7 @@ PROBLEMS = {  # of a stage: status → what is wrong; the worst first
         "shape_mismatch": "pairs are too small or unlike in size",
     },
 }
+Problems = defaultdict[str, list]  # status → the frames or files where it occurred
 
 
 class Outcome(NamedTuple):
@@ -81,69 +82,23 @@ def place_crop(box, margin: Margin, width: int, height: int) -> list[int] | None
         return None
 
 
-class FaceCutter:
-    """Cuts the faces out of a video's frames and writes them into a new folder."""
-
-    def __init__(self, folder: Path):
-        folder.mkdir()
-        self.folder, self.count = folder, 0
-        self.seen: set[int] = set()
-        self.problems: dict[str, list] = defaultdict(list)  # status → where
-
-    def cut(self, picture: np.ndarray, frame: dict) -> dict[str, np.ndarray]:
-        """Write the crops of a frame, an entry of a boxes file; return them by name."""
-        self.seen.add(frame["frame_idx"])
-        size, expected = picture.shape[1::-1], tuple(frame["size"])
-        if size != expected:
-            told = "{} ({} x {}, its original {} x {})".format(frame["frame_idx"], *size, *expected)
-            self.problems["shape_mismatch"].append(told)
-            return {}
-        crops = {}
-        for face_idx, place in zip(frame["face_idx"], frame["places"], strict=True):
-            name = face_file(frame["frame_idx"], face_idx)
-            if place is None:
-                self.problems["empty_crop"].append(name)
-                continue
-            crops[name] = crop_box(picture, place)
-            write_png(self.folder / name, crops[name])
-        self.count += len(crops)
-        return crops
-
-    def describe(self, frames: Iterable[dict], info: VideoInfo) -> Outcome:
-        """How it went. frames: the entries that should have been seen."""
-        wanted = [frame["frame_idx"] for frame in frames if frame["boxes"]]
-        self.problems["short"] = sorted(set(wanted) - self.seen)
-        self.problems["decode_error"] = [i for i in self.problems["short"] if i < info.n_frames]
-        return describe("crop", self.count, self.problems, len(wanted))
-
-
-class CropComparer:
-    """Compares a fake's crops with its original's, in `real`; writes masks into a new folder."""
-
-    def __init__(self, folder: Path, real: Path):
-        folder.mkdir()
-        self.folder, self.real, self.count = folder, real, 0
-        self.problems: dict[str, list] = defaultdict(list)  # status → where
-
-    def compare(self, name: str, fake: np.ndarray | Path) -> None:
-        """Write the mask of one crop. fake: (H, W, 3) uint8 RGB, or the folder where it lies."""
-        try:
-            real = read_png(self.real / name)
-            fake = read_png(fake / name) if isinstance(fake, Path) else fake
-        except FileNotFoundError:
-            self.problems["missing_partner"].append(name)
-        except DamagedFile:
-            self.problems["broken_crop"].append(name)
+def cut_faces(picture: np.ndarray, frame: dict, folder: Path, problems: Problems) -> None:
+    """Write the crops of a frame, an entry of a boxes file, and note what can't be cut."""
+    size, expected = picture.shape[1::-1], tuple(frame["size"])
+    if size != expected:
+        told = "{} ({} x {}, its original {} x {})".format(frame["frame_idx"], *size, *expected)
+        problems["shape_mismatch"].append(told)
+        return
+    for face_idx, place in zip(frame["face_idx"], frame["places"], strict=True):
+        name = face_file(frame["frame_idx"], face_idx)
+        if place is None:
+            problems["empty_crop"].append(name)
         else:
-            if real.shape != fake.shape or min(real.shape[:2]) < 7:
-                self.problems["shape_mismatch"].append(name)
-                return
-            write_png(self.folder / name, ssim_difference(real, fake))
-            self.count += 1
+            write_png(folder / name, crop_box(picture, place))
 
 
 def describe(stage: str, count: int, problems: Mapping[str, Sequence], n: int = 0) -> Outcome:
-    """The worst that occurred. problems: status → where it did. n: frames that were wanted."""
+    """The worst that occurred. n: frames that were wanted."""
     for status, words in PROBLEMS[stage].items():
         if places := problems.get(status):
             some = ", ".join(map(str, places[:5])) + ", …" * (len(places) > 5)
@@ -155,15 +110,15 @@ def process_original(
     path: Path, folder: Path, original_id: str, config: PreprocessConfig, stages: Sequence[str]
 ) -> list[Outcome]:
     """Decode an original once: its boxes, and its crops where they are asked for."""
-    info = probe(path)
+    info, crops = probe(path), folder / "crop"
+    crops.mkdir()
     wanted = range(0, info.n_frames, config.every)
-    cutter = FaceCutter(folder / "crop") if "crop" in stages else None
-    frames = []
+    frames, uncut = [], Problems(list)
     detector = shared_detector(config.thresholds, count_cores())
     for picture, frame in detect_faces(read_frames(path, wanted, info), detector, config.margin):
         frames.append(frame)
-        if cutter:
-            cutter.cut(picture, frame)
+        if "crop" in stages:
+            cut_faces(picture, frame, crops, uncut)
     if not frames:
         raise VideoError("decode_error", path, "no frame could be decoded")
     stored = {"video_id": original_id, "width": info.width, "height": info.height}
@@ -172,34 +127,45 @@ def process_original(
     seen, count = [f["frame_idx"] for f in frames], sum(len(f["boxes"]) for f in frames)
     problems = {"decode_error": sorted(set(wanted) - set(seen)), "no_face": [] if count else seen}
     missing = range(info.n_frames, info.n_frames + info.n_missing)  # by a header: maybe billions
-    found = describe("detect", count, problems | {"short": missing}, len(wanted))
-    return [found, cutter.describe(frames, info)] if cutter and count else [found]
-
-
-def process_fake(
-    path: Path, folder: Path, work: WorkFolder, video_id: str, real: str, stages: Sequence[str]
-) -> list[Outcome]:
-    """Decode a video once: crops by the boxes of its original, `real`; masks where asked for.
-
-    An original whose boxes are there already is cropped here too.
-    """
-    outcomes, comparer = [], None
-    if "masks" in stages:
-        comparer = CropComparer(folder / "masks", work.crops(real))
-    if "crop" in stages:
-        info, cutter = probe(path), FaceCutter(folder / "crop")
-        frames = {f["frame_idx"]: f for f in work.read_boxes(real)["frames"] if f["boxes"]}
-        for frame_idx, picture in read_frames(path, frames, info):
-            for name, crop in cutter.cut(picture, frames[frame_idx]).items():
-                if comparer:
-                    comparer.compare(name, crop)
-        outcomes.append(cutter.describe(frames.values(), info))
-    elif comparer:
-        for name in work.crop_names(video_id):
-            comparer.compare(name, work.crops(video_id))
-    if comparer and (not outcomes or outcomes[0].count):
-        outcomes.append(describe("masks", comparer.count, comparer.problems))
+    outcomes = [describe("detect", count, problems | {"short": missing}, len(wanted))]
+    if "crop" in stages and count:
+        outcomes.append(describe("crop", len(os.listdir(crops)), uncut))
     return outcomes
+
+
+def crop_by_boxes(path: Path, frames: Iterable[dict], folder: Path) -> Outcome:
+    """Decode a video once, and write its crops into a new folder.
+
+    frames: of its original's boxes file; a fake has its faces in the same places.
+    """
+    folder.mkdir()
+    info, problems = probe(path), Problems(list)
+    wanted = {frame["frame_idx"]: frame for frame in frames if frame["boxes"]}
+    seen = set()
+    for frame_idx, picture in read_frames(path, wanted, info):
+        seen.add(frame_idx)
+        cut_faces(picture, wanted[frame_idx], folder, problems)
+    problems["short"] = sorted(set(wanted) - seen)
+    problems["decode_error"] = [i for i in problems["short"] if i < info.n_frames]
+    return describe("crop", len(os.listdir(folder)), problems, len(wanted))
+
+
+def compare_crops(fake: Path, real: Path, folder: Path) -> Outcome:
+    """Compare each crop in `fake` with its partner in `real`; write masks into a new folder."""
+    folder.mkdir()
+    problems = Problems(list)
+    for name in sorted(path.name for path in fake.glob("*.png")):
+        try:
+            mask = ssim_difference(read_png(real / name), read_png(fake / name))
+        except FileNotFoundError:
+            problems["missing_partner"].append(name)
+        except DamagedFile:
+            problems["broken_crop"].append(name)
+        except ValueError:
+            problems["shape_mismatch"].append(name)
+        else:
+            write_png(folder / name, mask)
+    return describe("masks", len(os.listdir(folder)), problems)
 
 
 def process_video(
@@ -217,10 +183,14 @@ def process_video(
     folder = work.unfinished / f"{video_id}.{uuid.uuid4().hex}"
     try:
         folder.mkdir(parents=True)
+        crops, outcomes = work.crops(video_id), []
         if "detect" in stages:
             outcomes = process_original(path, folder, video_id, config, stages)
-        else:
-            outcomes = process_fake(path, folder, work, video_id, original_id, stages)
+        elif "crop" in stages:
+            crops, frames = folder / "crop", work.read_boxes(original_id)["frames"]
+            outcomes = [crop_by_boxes(path, frames, crops)]
+        if "masks" in stages and all(outcome.count for outcome in outcomes):
+            outcomes.append(compare_crops(crops, work.crops(original_id), folder / "masks"))
         _take_place(folder, work, video_id)
         return outcomes
     except VideoError as error:

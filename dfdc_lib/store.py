@@ -152,11 +152,6 @@ class Journal:
                 file.truncate(file.read().rfind(b"\n") + 1)
             file.write("".join(f"{line}\n" for line in lines).encode())
 
-    def rewrite(self, lines: Iterable[str]) -> None:
-        """Put these lines in the place of all, whole or not at all."""
-        with appear_whole(self.path) as temporary:
-            temporary.write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
-
 
 class WorkFolder:
     """Where the artifacts of one data set lie. Nothing is created until a stage writes."""

@@ -10,10 +10,9 @@ import hashlib
 import importlib.metadata
 import os
 import signal
-import threading
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, nullcontext, suppress
-from dataclasses import asdict, dataclass, replace
+from contextlib import nullcontext
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import numpy as np
@@ -25,12 +24,10 @@ from dfdc_lib import dataset
 from dfdc_lib.aggregate import STRATEGIES, join_videos
 from dfdc_lib.augment import AUGMENTATIONS, valid_transforms
 from dfdc_lib.config import BLACKOUTS, Margin, TrainConfig
-from dfdc_lib.dataset import CropDataset, CropReader, PairDataset, read_batches, stream_seed
+from dfdc_lib.dataset import CropDataset, CropReader, PairDataset
 from dfdc_lib.metrics import log_loss
-from dfdc_lib.model import DeepfakeClassifier, read_weights, save_checkpoint, score
+from dfdc_lib.model import DeepfakeClassifier, ModelCard, read_weights, save_checkpoint, score
 from dfdc_lib.store import WorkFolder, hold, write_csv, write_json
-
-VERSIONS = ("torch", "timm", "accelerate", "albumentations", "opencv-python-headless", "numpy")
 
 
 @dataclass
@@ -41,7 +38,7 @@ class Run:
     model: DeepfakeClassifier
     losses: list[float]  # of each step
     metrics: pd.DataFrame  # one row an epoch: epoch, step, train_loss, …, valid_loss, …
-    held_out: pd.DataFrame  # one row a validation crop, with its p_fake
+    held_out: pd.DataFrame | None  # one row a validation crop, with the last validation's p_fake
     finished: bool
 
     @property
@@ -72,16 +69,17 @@ def train(
     pretrained: see `model.DeepfakeClassifier`. workers: processes that read crops; a script needs
     `if __name__ == "__main__":` then. save_every: steps from one last.pt to the next. keep_every:
     epochs from one epoch_<number>.pt to the next; 0: none. Other settings or data than the run's
-    raise ValueError, unless `overwrite`. Ctrl-C and SIGTERM save and return the unfinished run. On
-    a GPU progress(step, steps, loss) is called every tenth step: to read a loss is to wait for it.
+    raise ValueError, unless `overwrite`. Ctrl-C and SIGTERM save and return the unfinished run.
+    progress(step, steps, loss) is called after each step.
     """
-    rows, held_out = dataset.split_fold(dataset.read_folds(work), config.fold)
+    crops = dataset.read_folds(work)
+    dataset.check_files(crops, work)
+    rows, held_out = dataset.split_fold(crops, config.fold)
     held_out = held_out[held_out.frame_idx % config.valid_every == 0]
-    dataset.check_files(rows, work)
-    dataset.check_files(held_out, work)
     trainer = Trainer(work, config, name, pretrained, workers, save_every, keep_every)
-    metrics = trainer.folder / "metrics.csv"
-    with hold(metrics) if trainer.rank == 0 else nullcontext(), heed_signals() as asked:
+    asked: list[bool] = []  # to end, as soon as the step at hand has
+    heed = dataset.answer_signals(lambda *_: asked.append(True), signal.SIGINT, signal.SIGTERM)
+    with hold(trainer.folder / "metrics.csv") if trainer.rank == 0 else nullcontext(), heed:
         trainer.load(overwrite)
         trainer.fit(dataset.pair(rows) if config.paired else rows, held_out, asked, progress)
         return trainer.finish(held_out)
@@ -108,8 +106,7 @@ class Trainer:
         self.plain = DeepfakeClassifier(config.encoder, self.pretrained)
         recipe = self.work.read_recipe()
         margin = Margin.parse(recipe["settings"]["margin"])
-        about = {"size": config.input_size, "margin": margin, "trained_on": recipe["data"]}
-        self.plain.card = replace(self.plain.card, **about)
+        self.plain.card = ModelCard(config.encoder, config.input_size, margin, recipe["data"])
         self.plain.to(memory_format=torch.channels_last)
         if self.world > 1 and self.device.type == "cuda":
             from timm.layers import convert_sync_batchnorm  # torch's own drops timm's activation
@@ -123,8 +120,6 @@ class Trainer:
         self.reader = CropReader(self.work, config.input_size, config.paired and not self.workers)
         self.losses: list[float] = []  # of each step, over all processes
         self.broken = 0  # pictures that could not be read
-        self.unread: list[Tensor] = []  # losses and broken pictures that are still on the device
-        self.read_every = 1 if self.device.type == "cpu" else 10
         self.epochs: list[dict] = []  # the lines of metrics.csv
         self.scored: pd.DataFrame | None = None  # the held-out crops, by the last epoch's weights
         data = hashlib.sha256(self.work.folds.read_bytes()).hexdigest()
@@ -133,7 +128,7 @@ class Trainer:
     @property
     def step(self) -> int:
         """How many steps are done."""
-        return len(self.losses) + len(self.unread)
+        return len(self.losses)
 
     def fit(self, rows: pd.DataFrame, held_out: pd.DataFrame, asked: list, progress) -> None:
         """The training loop, to the last step or until `asked` to end. rows: crops, or pairs."""
@@ -155,24 +150,18 @@ class Trainer:
             self.optimizer.step()
             if not accelerator.optimizer_step_was_skipped:  # fp16: the first steps look for a scale
                 self.scheduler.step()
-            both = torch.stack([loss, loss.new_tensor(float(broken))])
-            self.unread.append(accelerator.reduce(both))  # without waiting for the GPU
 
+            told = torch.stack([loss, *loss.new_tensor([broken, len(asked)])])
+            value, n_broken, wishes = accelerator.reduce(told).tolist()
+            self.losses.append(value)
+            self.broken += round(n_broken)
+            progress(self.step, config.steps, value)
             ends = self.step == config.steps or self.step % config.epoch_steps == 0
-            saves = ends or self.step % self.save_every == 0
-            if not (saves or self.step % self.read_every == 0):
-                continue
-            for value, count in torch.stack(self.unread).tolist():
-                self.losses.append(value)
-                self.broken += round(count)
-            self.unread = []
-            progress(self.step, config.steps, self.losses[-1])
             if ends:
                 self.validate(held_out)
-            wishes = accelerator.reduce(torch.tensor(float(len(asked)), device=self.device))
-            if saves or wishes > 0:
+            if ends or wishes or self.step % self.save_every == 0:
                 self.save()
-            if wishes > 0:  # of any process: all must stop at the same step
+            if wishes:  # of any process: all must stop at the same step
                 break
 
     def load_batches(self, rows: pd.DataFrame) -> Iterator[tuple[Tensor, Tensor, int]]:
@@ -183,24 +172,25 @@ class Trainer:
         config, goal = self.config, {"device": self.device, "non_blocking": True}
         items = config.batch // 2 if config.paired else config.batch  # of one process and step
         n_items = config.epoch_steps * items * self.world
-        kind: type[CropDataset] = PairDataset if config.paired else CropDataset
+        kind = PairDataset if config.paired else CropDataset
         transform = AUGMENTATIONS[config.augmentation](config.input_size)
         hard = config.augmentation in BLACKOUTS
         while self.step < config.steps:
             epoch, first = divmod(self.step, config.epoch_steps)
             last = min(config.epoch_steps, config.steps - epoch * config.epoch_steps)
             order = dataset.epoch_order(rows, config, epoch, n_items)
-            seed = stream_seed(config.seed, epoch, 10_000)
+            seed = dataset.stream_seed(config.seed, epoch, 10_000)
             data = kind(order, self.reader, transform, seed, hard, config.self_blend)
             starts = [(step * self.world + self.rank) * items for step in range(first, last)]
             batches = [range(start, start + items) for start in starts]
-            for pictures, labels, broken in read_batches(data, self.workers, batch_sampler=batches):
+            read = dataset.read_batches(data, self.workers, batch_sampler=batches)
+            for pictures, labels, broken in read:
                 pictures = pictures.to(memory_format=torch.channels_last, **goal)
                 yield pictures, labels.to(**goal), broken
 
     def set_train_mode(self) -> None:
         """Make the network ready to learn; drop-path draws from a stream of its own each step."""
-        torch.manual_seed(stream_seed(self.config.seed, self.step, self.rank, 1))
+        torch.manual_seed(dataset.stream_seed(self.config.seed, self.step, self.rank, 1))
         self.model.train()
         if self.config.freeze_batchnorm:
             for module in self.model.modules():
@@ -253,10 +243,8 @@ class Trainer:
 
     def load(self, overwrite: bool) -> None:
         """Go on from last.pt, if there is one of the same settings and data; else begin."""
-        path, stored = self.folder / "last.pt", {}
-        if path.exists():
-            with suppress(ValueError) if overwrite else nullcontext():  # damaged
-                stored = read_weights(path)
+        path = self.folder / "last.pt"
+        stored = read_weights(path) if path.exists() else {}
         training = stored.get("training", {"made_from": {"settings": {}}})
         # A setting that did not exist then has its default.
         settings = asdict(TrainConfig()) | training["made_from"]["settings"]
@@ -280,18 +268,19 @@ class Trainer:
             for old in self.folder.glob(pattern):
                 old.unlink()
         about: dict = {"card": self.plain.card.to_json(), "pretrained": str(self.pretrained)}
-        about["versions"] = {name: importlib.metadata.version(name) for name in VERSIONS}
+        names = ("torch", "timm", "accelerate", "albumentations", "opencv-python-headless", "numpy")
+        about["versions"] = {name: importlib.metadata.version(name) for name in names}
         write_json(self.folder / "config.json", self.made_from | about)
 
     def finish(self, held_out: pd.DataFrame) -> Run:
         """Write the held-out crops with their scores, and hand everything over."""
-        finished, scored = self.step == self.config.steps, self.scored
-        if scored is None:  # a finished run was taken up again; an unfinished one ends unscored
-            scored = self.score_rows(held_out) if finished else held_out.assign(p_fake=np.nan)
+        finished = self.step == self.config.steps
+        if finished and self.scored is None:  # it was taken up again
+            self.scored = self.score_rows(held_out)
         if finished and self.rank == 0:
-            write_csv(self.folder / "held_out.csv", scored)
+            write_csv(self.folder / "held_out.csv", self.scored)
         metrics, model = pd.DataFrame(self.epochs), self.plain.eval()
-        return Run(self.folder, model, self.losses, metrics, scored, finished)
+        return Run(self.folder, model, self.losses, metrics, self.scored, finished)
 
 
 def make_accelerator(precision: str):
@@ -306,21 +295,6 @@ def make_accelerator(precision: str):
     if accelerator.num_processes == 1 and announced > 1:
         raise ValueError(f"{announced} processes do not see each other: start them by torchrun")
     return accelerator
-
-
-@contextmanager
-def heed_signals() -> Iterator[list[int]]:
-    """Yield a list that Ctrl-C and SIGTERM enter, so that the step at hand can end first."""
-    asked: list[int] = []
-    before = {}
-    if threading.current_thread() is threading.main_thread():  # no other may handle signals
-        for number in (signal.SIGINT, signal.SIGTERM):
-            before[number] = signal.signal(number, lambda number, _: asked.append(number))
-    try:
-        yield asked
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
 
 
 def make_optimizer(model: nn.Module, config: TrainConfig):
@@ -371,7 +345,7 @@ def score_held_out(
     numbered = rows.assign(label=np.arange(len(rows)))  # so that a label says which crop was read
     data = CropDataset(numbered, reader, valid_transforms(model.card.size))
     places, scores = [torch.zeros(0)], [torch.zeros(0)]
-    for pictures, numbers, _ in read_batches(data, workers, batch_size=64):
+    for pictures, numbers, _ in dataset.read_batches(data, workers, batch_size=64):
         places.append(numbers)
         scores.append(score(model, pictures))
     read = rows.iloc[torch.cat(places).int().tolist()]

@@ -52,18 +52,6 @@ class VideoInfo:
     orientation: tuple[int, ...] = field(default=(1, 0, 0, 1), compare=False)  # as read
 
 
-def require_video(path: Path) -> None:
-    """Raise FileNotFoundError where nothing is, VideoError for a folder, a pipe or a device."""
-    try:
-        exists, is_file = Path(path).exists(), Path(path).is_file()
-    except OSError as error:
-        raise VideoError("unreadable", path, f"it can't be looked at ({error.strerror})") from error
-    if not exists:
-        raise FileNotFoundError(f"no such video: {printable(path)}")
-    if not is_file:
-        raise VideoError("unreadable", path, "a folder, a pipe or a device, and not a file")
-
-
 def open_container(path: Path) -> tuple[InputContainer, av.VideoStream]:
     """Open a video with PyAV: the container, to be closed, and the stream that a player shows.
 
@@ -71,10 +59,13 @@ def open_container(path: Path) -> tuple[InputContainer, av.VideoStream]:
     be its packet's. Raises FileNotFoundError, or VideoError with status `unreadable`,
     `no_video_stream` or `too_large`.
     """
-    require_video(path)
+    if os.path.exists(path) and not os.path.isfile(path):
+        raise VideoError("unreadable", path, "a folder, a pipe or a device, and not a file")
     limits = {"format_whitelist": CONTAINERS, "protocol_whitelist": "file"}
     try:  # the absolute path: a file may be called `http:…`
         container = av.open(os.path.abspath(path), metadata_errors="replace", options=limits)
+    except FileNotFoundError as error:
+        raise FileNotFoundError(f"no such video: {printable(path)}") from error
     except av.error.FFmpegError as error:
         unlisted = "its format is none of MP4, MOV, MKV, WebM, AVI, TS, MPEG, MXF, …"
         why = unlisted if isinstance(error, av.error.ArgumentError) else error.strerror
@@ -91,6 +82,7 @@ def open_container(path: Path) -> tuple[InputContainer, av.VideoStream]:
         raise VideoError("unreadable", path, "FFmpeg has no decoder for its video stream")
     stream.thread_count = 1  # worker processes must not fight for cores
     stream.codec_context.copy_opaque = True
+    stream.codec_context.options = {"max_pixels": str(LARGEST_FRAME)}
     stream.codec_context.flags |= Flags.unaligned  # else a crop at the left is left undone
     return container, stream
 
@@ -108,9 +100,9 @@ def probe(path: Path) -> VideoInfo:
     """Read a video's size and rate, and count its frames. Raises what `open_container` raises."""
     container, stream = open_container(path)
     packets, frame, coded_as = [], None, stream.codec_context.name
+    size = stream.width, stream.height
     try:
         with container:
-            _require_size(path, stream.width, stream.height)
             for packet in container.demux(stream):
                 if packet.size:
                     # VP8 says in the first byte whether a frame is shown; containers do not.
@@ -118,7 +110,7 @@ def probe(path: Path) -> VideoInfo:
                     shown = not (packet.is_discard or hidden)
                     packets.append(_Packet(packet.pts, packet.dts, packet.is_keyframe, shown))
                 if frame is None:
-                    frame = next(iter(_decode(packet)[0]), None)
+                    frame = next((frame for _, frame in _decode(packet)), None)
             aspect, rate = stream.sample_aspect_ratio, stream.average_rate or stream.guessed_rate
             n_missing = _count_missing(stream, packets, container.format.name == "avi")
             reorders = stream.codec_context.has_b_frames
@@ -128,18 +120,17 @@ def probe(path: Path) -> VideoInfo:
     numbers = _number_by_times(packets, reorders)
     if numbers is None:
         numbers = _number_by_decoding(path)
-    info = VideoInfo(0, 0, len(numbers), float(rate or 0), n_missing, numbers, float(aspect or 1))
+    info = VideoInfo(*size, len(numbers), float(rate or 0), n_missing, numbers, float(aspect or 1))
     if frame is not None:
-        info = replace(info, orientation=_read_orientation(frame))
-    width, height = _shown_size(stream if frame is None else frame, info)
-    _require_size(path, width, height)
-    return replace(info, width=width, height=height)
-
-
-def _require_size(path: Path, width: int, height: int) -> None:
+        size, info = (
+            (frame.width, frame.height),
+            replace(info, orientation=_read_orientation(frame)),
+        )
+    width, height = _shown_size(*size, info)
     if width * height > LARGEST_FRAME:
         why = f"frames of {width} x {height}, more than 8K: scale the video down"
         raise VideoError("too_large", path, why)
+    return replace(info, width=width, height=height)
 
 
 def _count_missing(stream: av.VideoStream, packets: list[_Packet], is_avi: bool) -> int:
@@ -173,14 +164,9 @@ def _number_by_times(packets: Sequence[_Packet], reorders: bool) -> dict[object,
 
 def _number_by_decoding(path: Path) -> dict[object, int]:
     """As the decoder puts the frames out; a broken one is counted where it failed."""
-    order: list[Any] = []
     container, stream = open_container(path)
     with container:
-        for packet in _demux(container, stream):
-            frames, failed = _decode(packet)
-            order += [_packet_of(frame) for frame in frames]
-            if failed and packet.size:
-                order.append(_packet_of(packet))
+        order = [number for packet in _demux(container, stream) for number, _ in _decode(packet)]
     return dict(zip(dict.fromkeys(order), count()))
 
 
@@ -195,13 +181,14 @@ def iterate_frames(path: Path, indices: Iterable[int], info: VideoInfo | None = 
     last = max(wanted, default=-1)
     container, stream = open_container(path)
     with container:
-        stream.codec_context.options = {"max_pixels": str(LARGEST_FRAME)}
         for packet in _demux(container, stream):
             # A packet that shows nothing may complete another's frame: half of an interlaced one.
             needed = info.numbers.get(_packet_of(packet), last) in wanted
             stream.codec_context.skip_frame = "DEFAULT" if needed else "NONREF"
-            for frame in _decode(packet)[0]:
-                number = info.numbers.get(_packet_of(frame), -1)
+            for came_in, frame in _decode(packet):
+                if frame is None:
+                    continue
+                number = info.numbers.get(came_in, -1)
                 if -1 < number < position:  # the times were wrong after all
                     counted = replace(info, numbers=_number_by_decoding(path))
                     yield from iterate_frames(path, [i for i in wanted if i > position], counted)
@@ -230,12 +217,12 @@ def _packet_of(marked) -> int:
     return marked.opaque[0] if marked.opaque else -1
 
 
-def _decode(packet: av.Packet) -> tuple[list[av.VideoFrame], bool]:
-    """The frames that a packet completes, none for a broken one; and whether it is broken."""
+def _decode(packet: av.Packet) -> list[tuple[int, av.VideoFrame | None]]:
+    """What a packet completes: the numbers of packets, and their frames; None for a broken one."""
     try:
-        return packet.decode(), False
+        return [(_packet_of(frame), frame) for frame in packet.decode()]
     except av.error.FFmpegError:
-        return [], True
+        return [(_packet_of(packet), None)] if packet.size else []
 
 
 def _read_orientation(frame: av.VideoFrame) -> tuple[int, ...]:
@@ -247,16 +234,14 @@ def _read_orientation(frame: av.VideoFrame) -> tuple[int, ...]:
     """
     matrix: Any = frame.side_data.get("DISPLAYMATRIX", b"")
     a, b, _, c, d, *_ = np.frombuffer(matrix, np.int32).tolist() or (1, 0, 0, 0, 1)
-    upright, sideways = min(abs(a), abs(d)), min(abs(b), abs(c))
-    if upright > 100 * max(abs(b), abs(c)) or sideways > 100 * max(abs(a), abs(d)):
-        large = max(upright, sideways) / 100
-        return tuple(int(np.sign(value)) * (abs(value) > large) for value in (a, b, c, d))
-    return 1, 0, 0, 1
+    largest = max(map(abs, (a, b, c, d)))
+    a, b, c, d = (int(np.sign(v)) * (100 * abs(v) > largest) for v in (a, b, c, d))
+    is_quarter_turn = (a and d and not b and not c) or (b and c and not a and not d)
+    return (a, b, c, d) if is_quarter_turn else (1, 0, 0, 1)
 
 
-def _shown_size(stored: av.VideoFrame | av.VideoStream, info: VideoInfo) -> tuple[int, int]:
+def _shown_size(width: int, height: int, info: VideoInfo) -> tuple[int, int]:
     """Width and height as shown: pixels made square by enlarging, then turned."""
-    width, height = stored.width, stored.height
     if info.pixel_aspect > 1:
         width = round(width * info.pixel_aspect)
     else:
@@ -271,7 +256,7 @@ def _picture(frame: av.VideoFrame, info: VideoInfo) -> np.ndarray:
     if not a:
         picture, a, d = picture.swapaxes(0, 1), c, b
     picture = picture[::d, ::a]
-    size = _shown_size(frame, info)
+    size = _shown_size(frame.width, frame.height, info)
     if size != picture.shape[1::-1]:
         picture = cv2.resize(picture, size, interpolation=cv2.INTER_CUBIC)
     return np.ascontiguousarray(picture)

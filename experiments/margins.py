@@ -28,6 +28,7 @@ import numpy as np
 import pandas as pd
 
 from benchmarks.measure import stamp
+from dfdc_lib.blending import NotAFace, eyes_to_mouth, face_frame
 from dfdc_lib.config import DEMO_TRAINING, Margin, PreprocessConfig
 from dfdc_lib.dataset import read_faces, read_folds
 from dfdc_lib.geometry import add_margin, crop_box
@@ -35,11 +36,8 @@ from dfdc_lib.ops.pipeline import FOLD_COLUMNS, PLACE_COLUMNS, preprocess
 from dfdc_lib.progress import require
 from dfdc_lib.rehearsal.forensics import recompress
 from dfdc_lib.rehearsal.manipulate import (
-    NotAFace,
     blending_artifact,
     encoding_difference,
-    eyes_to_mouth,
-    face_frame,
     visual_defect,
     warping_artifact,
 )

@@ -60,7 +60,7 @@ def train_arm(
 ) -> tuple[Run, dict]:
     """Train or go on; return the run, and seconds a step, machine, date and versions of the
     training."""
-    times = []  # (step, when): a GPU's progress comes every tenth step
+    times = []  # (step, when)
     name = f"{name}_{arm.replace(' ', '_')}_{config.seed}"
     run = train(
         work,

@@ -33,7 +33,7 @@ from dfdc_lib.geometry import add_margin
 from dfdc_lib.metadata import read_metadata
 from dfdc_lib.metrics import auc, bootstrap_interval, log_loss
 from dfdc_lib.ops.pipeline import preprocess
-from dfdc_lib.rehearsal.sample import identity_seen, make_sample, read_methods, read_recipes
+from dfdc_lib.rehearsal.sample import make_sample, other_person, read_methods, read_recipes
 from dfdc_lib.store import WorkFolder, face_file, read_png, write_png
 from dfdc_lib.train import score_videos, train
 from dfdc_lib.video import probe
@@ -93,6 +93,13 @@ def check_headers(data: Path) -> Iterator[dict]:
         "file size, bitrate, resolution together",
         predict_across_parts(np.log(videos[names]), videos),
     )
+
+
+def identity_seen(recipe: dict) -> str:
+    """Whose face the first person of a video seems to have: the other one's after a swap."""
+    filmed = recipe["shot"]["identities"][0]
+    swapped = recipe.get("fake", {}).get("method") == "swap"
+    return other_person(filmed) if swapped else filmed
 
 
 def check_identity(data: Path, work: WorkFolder) -> Iterator[dict]:

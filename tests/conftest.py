@@ -1,5 +1,4 @@
-"""What several tests share: a very small sample, made once, and the real clips where the caller has
-them."""
+"""What several tests share: a very small sample, made once, real clips, and a browser."""
 
 import importlib.util
 import os
@@ -7,11 +6,13 @@ import shutil
 import struct
 import sys
 from fractions import Fraction
+from itertools import count
 from pathlib import Path
 
 import av
 import pytest
 from hypothesis import HealthCheck, settings
+from playwright.sync_api import sync_playwright
 
 from dfdc_lib.config import PreprocessConfig
 from dfdc_lib.ops.pipeline import Line, append_lines, preprocess, read_status
@@ -22,9 +23,8 @@ ROOT = Path(__file__).resolve().parent.parent
 # Torch, imported later, computes by one thread here and in what tests start: on a busy machine the
 # threads of a small network wait for each other, and take ten times as long.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
-settings.register_profile(
-    "busy", deadline=None, suppress_health_check=[HealthCheck.too_slow]
-)  # busy cores are slow
+# The time of an example says nothing where cores are busy.
+settings.register_profile("busy", deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("busy")
 
 
@@ -37,31 +37,25 @@ def load_runner():
     return module
 
 
-def write_intra_video(path, frames, times=None, drop=(), options=None, form="mp4", aspect=None):
-    """Every frame by itself (no prediction), shown at `times` (in 1/600 s); packets in `drop` are
-    filled with ones.
+def write_intra_video(
+    path, frames, times=None, drop=(), options=None, form="mp4", codec="libx264", aspect=0, **coder
+):
+    """Frames that need no other, shown at `times` (1/600 s); packets `drop` are filled with ones.
 
     options: further ones of encoder and container. form: the container; None tells it by the file's
-    name. aspect: of a pixel, width by height.
+    name. aspect: of a pixel, width by height; 0 says nothing. coder: attributes of PyAV's encoder.
     """
     options = {"g": "1", "crf": "10", "bf": "0"} | (options or {})
+    coder = {"pix_fmt": "yuv420p", "sample_aspect_ratio": aspect} | coder
     with av.open(str(path), "w", format=form, options=options) as container:
-        stream = container.add_stream("libx264", rate=30)
-        stream.width, stream.height, stream.pix_fmt = (
-            frames[0].shape[1],
-            frames[0].shape[0],
-            "yuv420p",
-        )
-        stream.options = options
+        stream = container.add_stream(codec, rate=30, options=options)
+        stream.height, stream.width = frames[0].shape[:2]
+        for name, value in coder.items():
+            setattr(stream.codec_context, name, value)
         stream.codec_context.time_base = Fraction(1, 600)
-        if aspect:
-            stream.codec_context.sample_aspect_ratio = aspect
-        for number, picture in enumerate(frames):
+        for picture, time in zip(frames, times or count(0, 20), strict=False):
             frame = av.VideoFrame.from_ndarray(picture, format="rgb24")
-            frame.pts, frame.time_base = (
-                20 * number if times is None else times[number],
-                Fraction(1, 600),
-            )
+            frame.pts, frame.time_base = time, Fraction(1, 600)
             container.mux(stream.encode(frame))
         container.mux(stream.encode())
     with av.open(str(path)) as container:
@@ -74,12 +68,10 @@ def write_intra_video(path, frames, times=None, drop=(), options=None, form="mp4
 
 
 def set_matrix(path, a: int, b: int, c: int, d: int) -> None:
-    """Write a display matrix into an mp4's track header: (x, y) is shown at (a x + c y, b x + d
-    y)."""
+    """Write a matrix into an mp4's track header: (x, y) is shown at (a x + c y, b x + d y)."""
     data = bytearray(path.read_bytes())
-    place = (
-        data.index(b"tkhd") + 4 + 40
-    )  # after version, times, track number, duration, layer and volume
+    # after version, times, track number, duration, layer and volume
+    place = data.index(b"tkhd") + 4 + 40
     values = (a << 16, b << 16, 0, c << 16, d << 16, 0, 0, 0, 1 << 30)
     data[place : place + 36] = struct.pack(">9i", *values)
     path.write_bytes(data)
@@ -127,6 +119,22 @@ def uncropped(work_copy) -> WorkFolder:
         remove(path)
     append_lines(work_copy, detected)
     return work_copy
+
+
+@pytest.fixture(scope="session")
+def chromium() -> str:
+    names = ("chromium", "chromium-browser", "google-chrome")
+    path = next(filter(None, map(shutil.which, names)), None)
+    return path or pytest.skip("Chromium is not installed: pages were not opened")
+
+
+@pytest.fixture
+def browser(chromium):
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=chromium, args=["--no-sandbox"])
+        context = browser.new_context()
+        context.set_default_timeout(600_000)  # milliseconds: only what never comes fails
+        yield context
 
 
 @pytest.fixture(scope="session")

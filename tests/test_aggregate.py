@@ -6,9 +6,7 @@ from hypothesis.extra.numpy import arrays
 
 from dfdc_lib.aggregate import STRATEGIES, confident_strategy, join_videos
 
-at_borders = st.sampled_from(
-    [0.0, 0.1, 0.2, np.nextafter(0.2, 0), 0.5, 0.8, np.nextafter(0.8, 1), 0.9, 1.0]
-)
+at_borders = st.sampled_from([0.0, 0.2, np.nextafter(0.2, 0), 0.5, 0.8, np.nextafter(0.8, 1), 1.0])
 probabilities = arrays(float, st.integers(1, 64), elements=st.floats(0, 1) | at_borders)
 
 
@@ -33,8 +31,6 @@ def test_the_slides_definition(p, t):
 
 
 def test_the_slides_definition_at_every_border():
-    assert confident_strategy([0.1] * 9 + [0.7]) == pytest.approx(0.16)
-    assert confident_strategy([0.1] * 19 + [0.7]) == pytest.approx(0.1)
     for total in range(1, 70):
         for confident in range(total + 1):
             for p in (votes(confident, total), votes(confident, total) - 0.45):  # 0.45 and 0.05
@@ -73,9 +69,9 @@ def test_a_long_table_is_joined_as_each_video_alone(name, videos, draw):
 @pytest.mark.parametrize(
     ("name", "scores", "expected"),
     [
-        ("mean", [0.0, 0.5, 1.0], 0.5),
+        ("mean", [0.0, 0.2, 1.0], 0.4),
         ("median", [0.4, 0.5, 0.0, 1.0], 0.45),
-        ("max", [0.0, 0.5, 1.0], 1.0),
+        ("max", [0.0, 0.2, 1.0], 1.0),
         ("top", [1.0, 0.9, 0.1, 0.1, 0.1, 0.1, 0.1], 0.95),
         ("trimmed", [0.5] * 8 + [1.0, 0.0], 0.5),
         ("trimmed", [0.4] * 8 + [0.4, 1.0], 0.4),

@@ -57,13 +57,9 @@ def test_a_run_is_known_by_its_records(work_copy):
     del old["settings"]["self_blend"]  # as before there was such a setting
     write_json(about, old)
     work_copy.run("unfinished").mkdir()
-    runs = cards.read_runs(work_copy)
-    assert runs[
-        ["run", "as_slides", "self_blend", "processes", "trained_on"]
-    ].to_numpy().tolist() == [
-        ["b5_0", True, 0, 4, "mine"],
-        ["old", False, 0, 4, "sample"],
-    ]
+    runs = cards.read_runs(work_copy).set_index("run")
+    known = runs[["as_slides", "self_blend", "processes", "trained_on"]].T.to_dict("list")
+    assert known == {"b5_0": [True, 0, 4, "mine"], "old": [False, 0, 4, "sample"]}
     pd.read_csv(held_out).assign(video_id="null").to_csv(held_out, index=False)
     assert set(cards.read_held_out(work_copy, "b5_0").video_id) == {"null"}
 
@@ -100,13 +96,10 @@ def test_a_model_card_says_to_people_and_hubs_how_good_a_run_is(work_copy):
     assert "has changed since" in changed
     (result,) = read_head(changed)["model-index"][0]["results"]
     assert [metric["type"] for metric in result["metrics"]] == ["log_loss"] * 2  # no AUC
-
-
-def test_the_card_of_a_rehearsal_says_so(work_copy):
     add_run(work_copy, "tiny", DEMO_TRAINING, "sample")
-    card = cards.model_card(work_copy, "tiny")
-    assert "A rehearsal" in card
-    assert "These are not the slides' settings" in card
+    rehearsal = cards.model_card(work_copy, "tiny")
+    assert "A rehearsal" in rehearsal
+    assert "These are not the slides' settings" in rehearsal
 
 
 def test_a_data_card_counts_for_people_and_hubs(work_copy, small_sample, tmp_path):

@@ -142,20 +142,11 @@ def test_predictions_of_a_cluster_are_those_of_one_machine(small_sample, tmp_pat
         assert left == {"predictions.parquet", "status.csv", "submission.csv"}
 
 
-@pytest.mark.parametrize(
-    ("address", "message"),
-    [
-        ("somewhere", "like tcp://host:8786"),
-        ("tcp://localhost", "like tcp://host:8786"),
-        ("tcp://127.0.0.1:1", "tcp://127.0.0.1:1"),  # where nothing listens
-    ],
-)
-def test_an_address_that_leads_nowhere_is_one_line(
-    small_sample, tmp_path, capsys, address, message
-):
+@pytest.mark.parametrize("address", ["somewhere", "tcp://localhost", "tcp://127.0.0.1:1"])
+def test_an_address_that_leads_nowhere_is_one_line(small_sample, tmp_path, capsys, address):
     call = ["preprocess", str(small_sample), "--work", str(tmp_path), "--scheduler", address]
     with dask.config.set({"distributed.comm.timeouts.connect": "1s"}):
         assert main(call) == 2
     told = capsys.readouterr().err
-    assert message in told
+    assert address in told
     assert "Traceback" not in told

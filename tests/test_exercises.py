@@ -8,16 +8,12 @@ import nbformat
 import pytest
 from conftest import ROOT
 
-NOTEBOOKS = {
-    path.stem[:2]: path for path in sorted((ROOT / "notebooks").glob("[0-9][0-9]_*.ipynb"))
-}
+NOTEBOOKS = {path.stem[:2]: path for path in sorted((ROOT / "notebooks").glob("[0-9]*_*.ipynb"))}
 PAGE = (ROOT / "docs" / "solutions.md").read_text()
 SECTIONS = {part[:2]: part for part in re.split(r"^## (?=\d\d · )", PAGE, flags=re.MULTILINE)[1:]}
 BLOCK = re.compile(r"```python\n(.*?)```\n(?:\n> AssertionError: ([^\n]+)\n)?", re.DOTALL)
 BLOCKS = [(number, *block) for number, text in SECTIONS.items() for block in BLOCK.findall(text)]
 TEACHING = (ROOT / "docs" / "teaching.md").read_text()
-
-
 KNOWN = (ast.Import, ast.ImportFrom, ast.FunctionDef, ast.ClassDef)
 
 
@@ -62,10 +58,10 @@ def test_right_answers_pass_and_wrong_ones_are_told_why(number, code, said, caps
 def test_the_plans_for_teachers_name_sections_and_questions_that_exist():
     sections = re.findall(r"notebook (\d\d), sections? (\d+(?:(?:, | and | to )\d+)*)", TEACHING)
     questions = re.findall(r"\b(\d\d) question (\d)", TEACHING)
-    assert len(sections) > 30
-    assert len(questions) == 3
-    for number, numbers in sections:
-        for section in re.findall(r"\d+", numbers):
-            assert f"## {section} · " in NOTEBOOKS[number].read_text(), (number, section)
-    for number, question in questions:
-        assert f"<summary>{question}. " in NOTEBOOKS[number].read_text()
+    assert (len(sections) > 30, len(questions)) == (True, 3)
+    named = [
+        (page, f"## {n} · ") for page, several in sections for n in re.findall(r"\d+", several)
+    ]
+    named += [(page, f"<summary>{n}. ") for page, n in questions]
+    for page, heading in named:
+        assert heading in NOTEBOOKS[page].read_text(), page

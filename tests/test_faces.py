@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from dfdc_lib.config import TRAIN_THRESHOLDS
-from dfdc_lib.faces import FaceDetector, Faces, box_overlap, link_faces, resize_for_detection
+from dfdc_lib.faces import FaceDetector, FaceLinker, Faces, box_overlap, resize_for_detection
 from dfdc_lib.geometry import detector_scale
 from dfdc_lib.rehearsal import sample
 from dfdc_lib.rehearsal.sample import LANDMARKS, portrait
@@ -59,25 +59,26 @@ def faces_at(*lefts: float) -> Faces:
 
 
 def link(*frames: Faces) -> list[list[int]]:
-    return [numbers.tolist() for numbers in link_faces(frames, range(0, 10 * len(frames), 10))]
+    """The numbers of the faces in frames 0, 10, 20, …"""
+    linker = FaceLinker()
+    return [linker.link(faces, 10 * i).tolist() for i, faces in enumerate(frames)]
 
 
-def test_a_person_keeps_the_number_whatever_the_order():
-    lefts = [(0, 100), (105, 4), (), (8,), (110, 10, 300)]
-    assert link(*(faces_at(*xs) for xs in lefts)) == [[0, 1], [1, 0], [], [0], [1, 0, 2]]
+CROSSING = [(20 * i, 300 - 20 * i)[: 1 if 6 <= i < 10 else 2] for i in range(16)]
 
 
-def test_two_people_who_cross_keep_their_numbers_though_one_is_hidden():
-    """The one who walks to the right is listed first; the other is hidden in the middle."""
-    lefts = [(20 * i, 300 - 20 * i) for i in range(16)]
-    linked = link(*(faces_at(*lefts[i][: 1 if 6 <= i < 10 else 2]) for i in range(16)))
-    assert linked == [[0] if 6 <= i < 10 else [0, 1] for i in range(16)]
-
-
-def test_a_person_who_is_missed_for_a_while_comes_back_and_one_who_is_gone_for_long_does_not():
-    seen, nobody = faces_at(40), faces_at()
-    assert link(seen, *[nobody] * 10, seen)[-1] == [0]
-    assert link(seen, *[nobody] * 11, seen)[-1] == [1]
+@pytest.mark.parametrize(
+    ("lefts", "numbers"),
+    [
+        ([(0, 100), (105, 4), (), (8,), (110, 10, 300)], [[0, 1], [1, 0], [], [0], [1, 0, 2]]),
+        (CROSSING, [[0] if 6 <= i < 10 else [0, 1] for i in range(16)]),
+        ([(40,), *[()] * 10, (40,)], [[0], *[[]] * 10, [0]]),
+        ([(40,), *[()] * 11, (40,)], [[0], *[[]] * 11, [1]]),
+    ],
+    ids=["in any order", "two cross, and one hides the other", "missed", "gone for long"],
+)
+def test_a_person_keeps_the_number(lefts, numbers):
+    assert link(*(faces_at(*places) for places in lefts)) == numbers
 
 
 @given(st.permutations(range(3)), st.floats(-8, 8), st.floats(-8, 8))
@@ -105,16 +106,16 @@ def test_people_in_the_sample_keep_their_face_idx(detector, shot):
     filmed = list(sample.film(shot))
     numbers = range(0, len(filmed), 10)
     found = detector.detect_resized([filmed[i][0] for i in numbers])
-    owners: dict[str, set] = {identity: set() for identity in shot.identities}
-    for frame_idx, faces, face_idx in zip(numbers, found, link_faces(found, numbers), strict=True):
+    owners: list[set] = [set() for _ in shot.identities]
+    for frame_idx, faces, face_idx in zip(numbers, found, link(*found), strict=True):
         people = filmed[frame_idx][1]
-        places = np.array([person.landmarks.mean(axis=0) for person in people])
+        places = np.array([landmarks.mean(axis=0) for landmarks in people])
         apart = np.hypot(*(places[0] - places[-1])) if len(people) > 1 else np.inf
         for box, number in zip(faces.boxes, face_idx, strict=True):
             if apart > box[2] - box[0]:  # otherwise nobody can say whose box it is
                 nearest = np.hypot(*(places - (box[:2] + box[2:]) / 2).T).argmin()
-                owners[people[nearest].identity].add(int(number))
-    assert sorted(map(sorted, owners.values())) == [[i] for i in range(len(people))]
+                owners[nearest].add(number)
+    assert sorted(map(sorted, owners)) == [[i] for i in range(len(people))]
 
 
 @pytest.mark.parametrize("size", [(640, 481), (1281, 721)])

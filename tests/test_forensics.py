@@ -9,16 +9,11 @@ from dfdc_lib.rehearsal.sample import portrait
 PICTURE = portrait("collins")[:256, :256].copy()
 
 
-def test_recompressing_changes_more_the_lower_the_quality():
-    stored = [f.recompress(PICTURE, quality).astype(int) for quality in (95, 70, 30)]
-    changes = [np.abs(picture - PICTURE).mean() for picture in stored]
+def test_recompressing_changes_more_the_lower_the_quality_and_less_a_second_time():
+    stored = [f.recompress(PICTURE, quality) for quality in (95, 70, 30)]
+    changes = [np.abs(picture.astype(int) - PICTURE).mean() for picture in stored]
     assert 0 < changes[0] < changes[1] < changes[2] < 10
-
-
-def test_what_was_compressed_before_has_less_to_lose():
-    fresh, stored = f.error_level(PICTURE, 90), f.error_level(f.recompress(PICTURE, 30), 90)
-    assert fresh.shape == PICTURE.shape[:2]
-    assert stored.mean() < 0.8 * fresh.mean()
+    assert f.error_level(stored[-1]).mean() < 0.8 * f.error_level(PICTURE).mean()
 
 
 def test_a_smooth_slope_has_no_high_frequencies_and_an_edge_has():
@@ -35,12 +30,6 @@ def test_the_grid_of_blocks_is_found_wherever_it_starts(down, right):
     assert f.block_grid(stored).argmax(axis=1).tolist() == [(7 - down) % 8, (7 - right) % 8]
 
 
-def test_the_grid_within_a_part_is_that_parts_own():
-    picture = f.recompress(PICTURE, 50)
-    stretched = picture[:, 131:].repeat(2, axis=1)  # to another grid
-    picture[:, 128:] = stretched[:, :128]
-    left = np.zeros(picture.shape[:2], bool)
-    left[:, :126] = True
-    assert f.block_grid(picture, left)[1].argmax() == 7
+def test_a_part_without_pixels_has_no_grid():
     with pytest.raises(ValueError, match="too few pixels"):
-        f.block_grid(picture, np.zeros(left.shape, bool))
+        f.block_grid(PICTURE, np.zeros(PICTURE.shape[:2], bool))

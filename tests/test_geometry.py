@@ -41,7 +41,6 @@ LINE = np.array([[0.0, 0], [1, 1], [2, 2]])
 @pytest.mark.parametrize(
     ("function", "arguments", "message"),
     [
-        (g.detector_scale, (0, 0), "positive size"),
         (g.add_margin, ((200, 200, 300, 300), Margin(0.1), 100, 100), "leaves nothing"),
         (g.pad_to_square, (np.zeros((10, 20, 3), np.uint8), 15), "does not fit"),
         (g.affine_between, (LINE, LINE), "one line"),

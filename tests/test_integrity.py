@@ -1,18 +1,12 @@
 """Each kind of damage of a work folder is found and named, and the advice makes all well again."""
 
-import os
-import shutil
-
 import numpy as np
 import pandas as pd
 import pytest
-import torch
 from conftest import files_of
-from test_hostile import Evil
 
 from dfdc_lib.config import PreprocessConfig
 from dfdc_lib.metadata import read_metadata
-from dfdc_lib.model import DeepfakeClassifier, save_checkpoint
 from dfdc_lib.ops.doctor import Finding
 from dfdc_lib.ops.integrity import check_work
 from dfdc_lib.ops.pipeline import preprocess
@@ -21,9 +15,9 @@ from dfdc_lib.store import WorkFolder, remove, write_png
 EVERY_6 = PreprocessConfig(every=6)
 
 
-def list_bad(work, data=None, **options) -> dict[str, Finding]:
+def list_bad(work, **options) -> dict[str, Finding]:
     """What is wrong, by name; no finding may be empty."""
-    first, *findings = check_work(work, data, **options)
+    first, *findings = check_work(work, **options)
     assert first.ok == (not findings)
     assert all(finding.found and finding.advice and not finding.ok for finding in findings)
     return {finding.what: finding for finding in findings}
@@ -31,7 +25,7 @@ def list_bad(work, data=None, **options) -> dict[str, Finding]:
 
 def test_a_healthy_folder_is_one_good_line_and_is_not_touched(small_sample, small_work):
     before = {path: path.stat().st_mtime_ns for path in small_work.root.rglob("*")}
-    (finding,) = check_work(small_work, small_sample, pictures=True, strike=True)
+    (finding,) = check_work(small_work, pictures=True, strike=True)
     n_crops = len(pd.read_csv(small_work.folds))
     assert finding.ok
     assert finding.found == f"12 videos of sample, {n_crops} crops"
@@ -45,10 +39,6 @@ def write_picture(path):
 def edit(change):
     """A damage of a file's bytes."""
     return lambda path: path.write_bytes(change(path.read_bytes()))
-
-
-def flip_a_bit(data: bytes) -> bytes:
-    return data[:999] + bytes([data[999] ^ 1]) + data[1000:]
 
 
 def edit_rows(change):
@@ -66,9 +56,7 @@ DAMAGES = [  # what is done to which path, and the finding
     (write_picture, "crops/{real}/999_0.png", "incomplete"),
     (write_picture, "masks/{fake}/thumb.png", "incomplete"),
     (edit(lambda data: data[:-9]), "masks/{fake}/6_0.png", "damaged pictures"),
-    (edit(flip_a_bit), "crops/{fake}/0_0.png", "damaged pictures"),
     (remove, "folds.csv", "folds"),
-    (edit(lambda data: b"\xff\xfe"), "folds.csv", "folds"),
     (edit_rows(lambda rows: rows[1:]), "folds.csv", OTHER),
     (edit_rows(lambda rows: pd.concat([rows, rows[:1]])), "folds.csv", OTHER),
     (edit_rows(lambda rows: rows.assign(fold=range(len(rows)))), "folds.csv", LEAK),
@@ -84,13 +72,12 @@ def test_damage_is_named_struck_out_and_made_again(
     path = path.format(**names)
     damage(work_copy.root / path)
     damaged = files_of(work_copy)
-    found = list_bad(work_copy, small_sample, pictures=True, show=99)[what].found
+    found = list_bad(work_copy, pictures=True, show=99)[what].found
     assert all(video in found for video in names.values() if f"/{video}" in path)
     assert files_of(work_copy) == damaged
-    check_work(work_copy, small_sample, pictures=True, strike=True)
+    check_work(work_copy, pictures=True, strike=True)
     preprocess(small_sample, work_copy, EVERY_6)
-    assert files_of(work_copy) == files_of(small_work)
-    assert not list_bad(work_copy, small_sample, pictures=True)
+    assert files_of(work_copy) == files_of(small_work)  # of which another test finds nothing bad
 
 
 @pytest.mark.parametrize("name", ["recipe.json", "status.csv"])
@@ -100,45 +87,3 @@ def test_without_a_recipe_or_a_journal_there_is_one_finding(work_copy, name):
     assert (finding.ok, name in finding.found) == (False, True)
     (finding,) = check_work(WorkFolder(work_copy.root / "gone"))
     assert not finding.ok
-
-
-def test_what_no_line_knows_of_may_be_deleted(small_sample, small_work, work_copy):
-    ghosts = [work_copy.crops("ghost"), work_copy.masks("ghost")]
-    for folder in ghosts:
-        folder.mkdir()
-        write_picture(folder / "0_0.png")
-    finding = list_bad(work_copy)["orphaned"]
-    assert finding.found == "2: crops/ghost, masks/ghost"
-    assert list_bad(work_copy, show=1)["orphaned"].found == "2: crops/ghost, …"
-    check_work(work_copy, strike=True)
-    preprocess(small_sample, work_copy, EVERY_6)
-    assert list_bad(work_copy)["orphaned"] == finding
-    for folder in ghosts:
-        shutil.rmtree(folder)
-    assert files_of(work_copy) == files_of(small_work)
-
-
-def test_videos_that_have_changed_are_named_and_done_again(small_sample, work_copy, tmp_path):
-    data = shutil.copytree(small_sample, tmp_path / "small")
-    original = read_metadata(data).query("label == 0").iloc[0]
-    with open(data / original.file, "ab") as file:
-        file.write(bytes(8))
-    finding = list_bad(work_copy, data)["videos that have changed since they were read"]
-    assert finding.found == f"1: {original.video_id}"
-    preprocess(data, work_copy, EVERY_6)
-    assert not list_bad(work_copy, data)
-    (data / original.file).unlink()
-    assert not list_bad(work_copy, data)
-
-
-def test_checkpoints_that_can_not_be_opened_are_named_and_not_executed(work_copy, tmp_path):
-    run = work_copy.run("r")
-    save_checkpoint(run / "last.pt", DeepfakeClassifier("tiny"))
-    shutil.copy(run / "last.pt", run / "best.pt")
-    assert not list_bad(work_copy)
-    os.truncate(run / "best.pt", 5000)
-    assert list_bad(work_copy)["damaged checkpoints"].found == "1: runs/r/best.pt"
-    torch.save({"state_dict": Evil(tmp_path / "sprung")}, run / "last.pt")
-    found = list_bad(work_copy)["damaged checkpoints"].found
-    assert found == "2: runs/r/best.pt, runs/r/last.pt"
-    assert not (tmp_path / "sprung").exists()

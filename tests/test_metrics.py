@@ -1,9 +1,11 @@
 import numpy as np
+import pandas as pd
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from dfdc_lib.metrics import at_base_rate, auc, bootstrap_interval, log_loss
+from experiments.intervals import compare_auc
 
 
 def test_log_loss_by_hand():
@@ -45,3 +47,26 @@ def test_a_score_at_another_base_rate():
     assert at_base_rate(0.7, 0.5) == pytest.approx(0.7)
     with pytest.raises(ValueError, match="base rate"):
         at_base_rate(0.9, 1.0)
+
+
+def mean_auc(table: pd.DataFrame, column: str) -> float:
+    return np.mean([auc(rows.label, rows[column]) for _, rows in table.groupby("seed")])
+
+
+def test_networks_are_not_ranked_against_each_other_and_a_difference_is_paired():
+    """Two seeds that rank alike, the second with all its scores far higher."""
+    rng = np.random.default_rng(0)
+    table = pd.DataFrame({"seed": np.repeat([0, 1], 40), "label": np.tile([0, 1], 40)})
+    table["original_id"] = [f"{i // 2}" for i in range(80)]  # each seed scores its own
+    table["good"] = 10 * table.seed + table.label + rng.normal(size=80)
+    table["blind"] = 10 * table.seed + rng.normal(size=80)
+    found = compare_auc(table, "good")
+    assert found["value"] == pytest.approx(mean_auc(table, "good"))
+    assert found["low"] < found["value"] < found["high"]
+    assert found["value"] > auc(table.label, table.good) + 0.1  # there the gap of the seeds counts
+    gain = compare_auc(table, "good", "blind")
+    assert gain["value"] == pytest.approx(mean_auc(table, "good") - mean_auc(table, "blind"))
+    assert gain["low"] > 0
+    assert gain["same_sign"]
+    nothing = {"value": 0, "low": 0, "high": 0, "same_sign": False}
+    assert compare_auc(table, "good", "good") == nothing

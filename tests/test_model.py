@@ -41,21 +41,6 @@ def test_a_checkpoint_comes_back_as_it_was_also_with_the_margin_of_old(model, tm
     stored = torch.load(path, weights_only=True)
     torch.save(stored | {"card": stored["card"] | {"margin": 0.25}}, path)
     assert load_checkpoint(path).card.margin == Margin(0.25)
-
-
-def test_broken_checkpoints_are_clear_errors(model, tmp_path):
-    (tmp_path / "empty.pt").write_bytes(b"")
-    torch.save({"weights": 1}, tmp_path / "other.pt")
-    save_checkpoint(tmp_path / "whole.pt", model)
-    (tmp_path / "cut.pt").write_bytes((tmp_path / "whole.pt").read_bytes()[:1000])
-    stored = torch.load(tmp_path / "whole.pt", weights_only=True)
-    torch.save(stored | {"card": stored["card"] | {"encoder": "b3"}}, tmp_path / "b3.pt")
-    torch.save(stored | {"card": stored["card"] | {"margin": -1}}, tmp_path / "margin.pt")
-    messages = {"empty": "safely", "other": "lacks 'state_dict'", "cut": "safely"}
-    messages |= {"b3": "does not fit", "margin": "card that can't be used: a margin is"}
-    for name, message in messages.items():
-        with pytest.raises(ValueError, match=message):
-            load_checkpoint(tmp_path / f"{name}.pt")
     with pytest.raises(FileNotFoundError, match="gone.pt"):
         load_checkpoint(tmp_path / "gone.pt")
 
@@ -100,51 +85,37 @@ def test_a_strangers_weights_are_not_upstreams(tmp_path, shape):
         load_checkpoint(tmp_path / "strange")
 
 
-OTHERS = {"mobilenetv3_small_050": 224}  # any that timm knows is taken
+ANY_OF_TIMM = "mobilenetv3_small_050"
 
 
-@pytest.mark.parametrize("name", sorted(set(ENCODERS) - {"b6", "b7", "resnest200"} | set(OTHERS)))
+@pytest.mark.parametrize("name", sorted({*ENCODERS, ANY_OF_TIMM} - {"b6", "b7", "resnest200"}))
 def test_every_encoder_gives_one_logit_a_crop(name):
     model = DeepfakeClassifier(name).eval()
-    assert model.card.size == (OTHERS[name] if name in OTHERS else ENCODERS[name].size)
     with torch.no_grad():
         assert model(torch.randn(2, 3, 64, 64)).shape == (2,)
 
 
-def test_pretrained_weights_come_from_a_file_or_a_folder(tmp_path):
-    torch.manual_seed(1)
-    source = timm.create_model("test_efficientnet", pretrained=False)
-    torch.save(source.state_dict(), tmp_path / "test_efficientnet.pth")
-    for place in (tmp_path, tmp_path / "test_efficientnet.pth"):
-        loaded = create_encoder("tiny", place)
-        assert torch.equal(loaded.conv_stem.weight, source.conv_stem.weight)
+@pytest.mark.parametrize("name", ["test_resnet", "test_efficientnet"])
+def test_pretrained_weights_come_from_a_file_or_a_folder_without_their_head(tmp_path, name):
+    """ResNets call it fc, EfficientNets classifier; ours has none."""
+    given = timm.create_model(name).state_dict()
+    torch.save(given, tmp_path / f"{name}.pth")
+    for place in (tmp_path, tmp_path / f"{name}.pth"):
+        loaded = create_encoder(name, place).state_dict()
+        assert all(torch.equal(value, given[key]) for key, value in loaded.items())
     with pytest.raises(FileNotFoundError, match="resnest50d.in1k.safetensors"):
         create_encoder("resnest50", tmp_path)
 
 
 def test_without_a_network_training_starts_from_scratch_and_says_so(monkeypatch, capsys):
-    real = timm.create_model
-
-    def offline(name, pretrained=False, **settings):
+    def offline(name, pretrained=False, real=timm.create_model, **settings):
         if pretrained:
             raise OSError("no network")
-        return real(name, pretrained=False, **settings)
+        return real(name, **settings)
 
     monkeypatch.setattr(timm, "create_model", offline)
     create_encoder("tiny", True)
     assert capsys.readouterr().out.count("\n") == 1
-
-
-def test_sync_batchnorm_leaves_the_encoders_output_unchanged():
-    """timm's converter keeps the activation that its BatchNorm carries; torch's own drops it."""
-    from timm.layers import convert_sync_batchnorm
-
-    torch.manual_seed(0)
-    encoder, crops = DeepfakeClassifier("tiny").encoder.eval(), torch.randn(2, 3, 64, 64)
-    with torch.no_grad():
-        expected = encoder.forward_features(crops)
-        assert torch.equal(convert_sync_batchnorm(encoder).forward_features(crops), expected)
-        assert any(isinstance(module, torch.nn.SyncBatchNorm) for module in encoder.modules())
 
 
 @pytest.mark.parametrize(
@@ -156,18 +127,5 @@ def test_costs_are_those_of_the_encoders_paper(name, size, features, parameters,
     cost = cost_of(name, size)
     assert cost.parameters + features * 1000 == pytest.approx(parameters, rel=0.03)
     assert cost.macs == pytest.approx(macs, rel=0.04)
-
-
-def test_activations_grow_with_the_area():
-    large, small = (cost_of("tiny", size).kept_bytes for size in (128, 64))
-    assert large == pytest.approx(4 * small, rel=0.05)
-
-
-def test_a_pretrained_file_may_have_a_head_of_any_name(tmp_path):
-    """ResNets call it fc, EfficientNets classifier; ours has none."""
-    for name in ("test_resnet", "test_efficientnet"):
-        given = timm.create_model(name)
-        torch.save(given.state_dict(), tmp_path / f"{name}.pth")
-        model = DeepfakeClassifier(name, pretrained=tmp_path / f"{name}.pth")
-        key = next(iter(model.encoder.state_dict()))
-        assert torch.equal(model.encoder.state_dict()[key], given.state_dict()[key])
+    quarter = cost_of(name, size // 2)  # activations grow with the area
+    assert cost.kept_bytes == pytest.approx(4 * quarter.kept_bytes, rel=0.05)

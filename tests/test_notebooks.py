@@ -18,12 +18,10 @@ def notebook(request):
     return nbformat.read(request.param, as_version=4)
 
 
-def code_cells(notebook):
-    return [cell for cell in notebook.cells if cell.cell_type == "code"]
-
-
-def tagged(notebook, tag: str):
-    return [cell for cell in code_cells(notebook) if tag in cell.metadata.get("tags", [])]
+def code_cells(notebook, tag: str = "") -> list:
+    """The cells of code; with a tag, those that carry it."""
+    cells = [cell for cell in notebook.cells if cell.cell_type == "code"]
+    return [cell for cell in cells if not tag or tag in cell.metadata.get("tags", [])]
 
 
 @pytest.fixture
@@ -33,8 +31,7 @@ def code(notebook) -> list[str]:
 
 @pytest.fixture
 def prose(notebook) -> str:
-    cells = (cell for cell in notebook.cells if cell.cell_type == "markdown")
-    return "\n\n".join(cell.source for cell in cells)
+    return "\n\n".join(cell.source for cell in notebook.cells if cell.cell_type == "markdown")
 
 
 def test_committed_without_outputs(notebook):
@@ -50,7 +47,7 @@ def test_cells_are_short_and_explained(notebook, code):
 
 
 def test_parameters_are_typed_literals_with_a_comment(notebook):
-    (cell,) = tagged(notebook, "parameters")
+    (cell,) = code_cells(notebook, "parameters")
     for line, node in zip(cell.source.splitlines(), ast.parse(cell.source).body, strict=True):
         assert isinstance(node, ast.AnnAssign), line
         ast.literal_eval(node.value)
@@ -68,7 +65,7 @@ def test_it_opens_with_a_question_and_closes_with_a_summary(notebook, prose):
 
 
 def test_the_exercise_passes_unsolved(notebook, capsys):
-    (cell,) = tagged(notebook, "exercise")
+    (cell,) = code_cells(notebook, "exercise")
     assert "answer = ..." in cell.source
     exec(cell.source, {})
     assert "not solved yet" in capsys.readouterr().out
@@ -76,12 +73,12 @@ def test_the_exercise_passes_unsolved(notebook, capsys):
 
 def test_profiles_name_real_notebooks_and_parameters():
     for profile in (FOLDER / "profiles").glob("*.yaml"):
-        for name, values in yaml.safe_load(profile.read_text()).items():
-            if name == "all":
-                continue
-            cell = tagged(nbformat.read(FOLDER / f"{name}.ipynb", as_version=4), "parameters")[0]
+        values = yaml.safe_load(profile.read_text())
+        for name in set(values) - {"all"}:
+            notebook = nbformat.read(FOLDER / f"{name}.ipynb", as_version=4)
+            (cell,) = code_cells(notebook, "parameters")
             known = {node.target.id for node in ast.parse(cell.source).body}
-            assert set(values) <= known, profile
+            assert set(values[name]) <= known, profile
 
 
 def test_a_caption_below_every_picture_says_whose_it_is(code, prose):

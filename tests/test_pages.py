@@ -32,7 +32,7 @@ def make_scorer(trained_on: str = "mine", margin: float = 0.2) -> Scorer:
 
 def tabulate(*scores: float, checkpoint: str = "a") -> pd.DataFrame:
     """Scores of one face, a frame each, as a verdict holds them."""
-    place = {"face_idx": 0, "x0": 90.0, "y0": 60.0, "x1": 150.0, "y1": 140.0, "score": 1.0}
+    place = {"face_idx": 0, "x0": 90.0, "y0": 60.0, "x1": 150.0, "y1": 140.0, "certainty": 1.0}
     rows = [{"frame_idx": i, "p_fake": p} | place for i, p in enumerate(scores)]
     return pd.DataFrame(rows).assign(checkpoint=checkpoint)
 
@@ -49,19 +49,15 @@ def test_grad_cam_weighs_each_feature_by_its_mean_gradient():
     assert np.corrcoef(middles.ravel(), by_gradient.ravel())[0, 1] > 0.95
 
 
-def test_suspects_are_the_highest_mean_scores_over_models():
+def test_suspects_have_the_highest_mean_scores_and_are_as_the_first_model_sees_them(video):
     faces = pd.concat([tabulate(0.1, 0.6, 0.9), tabulate(0.9, 0.6, 0.8, checkpoint="b")])
     assert pick_suspects(faces, 2).frame_idx.tolist() == [1, 2]
-
-
-def test_a_map_is_the_mean_over_the_models_that_see_the_same(video):
-    verdict = Verdict(video, "ok", p_fake=0.5, faces=tabulate(0.4, 0.6))
+    verdict = Verdict(video, "ok", p_fake=0.5, faces=faces)
     one, wide = {"a": make_scorer()}, {"b": make_scorer(margin=0.5)}
     crops, maps, titles = explain_suspects(verdict, one, 1)
-    assert titles == ["frame 1, person 0\np_fake 0.60"]
+    assert titles == ["frame 2, person 0\np_fake 0.85"]
     assert crops[0].shape == maps[0].shape == (112, 112, 3)
-    for others in ({"c": make_scorer()}, wide):
-        assert np.array_equal(explain_suspects(verdict, one | others, 1)[1], maps)
+    assert np.array_equal(explain_suspects(verdict, one | wide, 1)[1], maps)
     assert not np.array_equal(explain_suspects(verdict, wide | one, 1)[1], maps)
 
 
@@ -78,22 +74,19 @@ def test_strangers_names_stay_text(name, tmp_path):
 def test_a_page_stands_alone_and_says_what_a_score_means(video, tmp_path):
     verdict = Verdict(video, "short", 0.9, 2, tabulate(0.8, 1.0), reason="2 frames in all")
     page = write_page(verdict, {"a": make_scorer()}, tmp_path / "page.html").read_text()
-    assert "<script" not in page
-    assert "http" not in page
+    for alien in ("<script", "http", "A rehearsal"):
+        assert alien not in page
     assert page.count('src="data:image/png;base64,') == page.count("src=") == 2
     assert "Status <strong>short</strong>: 2 frames in all" in page
     assert "one in 100</td><td>8.3 %" in page  # 9 : 1 times 1 : 99
-    assert "The most suspicious faces" in page
     assert credit(video) in page
-    assert "A rehearsal" not in page
     rehearsed = {"a": make_scorer("sample")}
     assert "A rehearsal" in write_page(verdict, rehearsed, tmp_path / "page.html").read_text()
 
 
 def test_a_caption_knows_the_sample_from_other_pictures(small_sample, video, tmp_path):
     for synthetic in (small_sample, video):
-        told = "Synthetic pictures; portraits: NASA and US Navy, public domain."
-        assert credit(synthetic) == told
+        assert "NASA and US Navy, public domain" in credit(synthetic)
     other = shutil.copy(video, tmp_path / "clip.mp4")
     for path in (tmp_path, other):
         assert f"“{path.name}”: pass them on" in credit(path)

@@ -7,7 +7,6 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from conftest import set_matrix
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -16,7 +15,6 @@ from dfdc_lib.aggregate import confident_strategy
 from dfdc_lib.augment import valid_transforms
 from dfdc_lib.config import Margin, PredictConfig
 from dfdc_lib.geometry import spread_indices
-from dfdc_lib.jobs import Lost
 from dfdc_lib.metadata import read_metadata
 from dfdc_lib.model import DeepfakeClassifier, ModelCard, save_checkpoint, score
 from dfdc_lib.rehearsal.film import write_video
@@ -55,26 +53,23 @@ def test_a_verdict_by_hand(video, models):
     assert verdict.p_fake == pytest.approx(confident_strategy(verdict.faces.p_fake))
 
 
-def test_checkpoints_can_be_given_as_paths_each_once(video, models, tmp_path):
+def test_checkpoints_can_be_given_as_paths_and_wrong_calls_name_the_choices(
+    video, models, tmp_path
+):
     path = tmp_path / "m.pt"
     save_checkpoint(path, models[0])
     from_path = p.predict_video(video, [path], n_frames=2)
     assert from_path.p_fake == p.predict_video(video, models[:1], n_frames=2).p_fake
-    with pytest.raises(ValueError, match="given twice"):
-        p.load_models([path, path])
-
-
-def test_wrong_calls_name_the_choices(video, models, tmp_path):
+    other = make_model(2)
+    other.card = replace(other.card, procedure="upstream")
+    wrong = {"given twice": [path, path], "at least one": [], "procedures": [*models, other]}
+    for message, given_models in wrong.items():
+        with pytest.raises(ValueError, match=message):
+            p.predict_video(video, given_models)
     with pytest.raises(ValueError, match="mean, confident"):
         p.predict_video(video, models, strategy="best")
-    with pytest.raises(ValueError, match="at least one checkpoint"):
-        p.predict_video(video, [])
     with pytest.raises(FileNotFoundError, match="gone"):
         p.predict_video(tmp_path / "gone.mp4", models)
-    models[0].card, other = replace(models[0].card, procedure="upstream"), models[0].card
-    with pytest.raises(ValueError, match="go with different procedures: choose --procedure"):
-        p.predict_video(video, models)
-    models[0].card = other
 
 
 @pytest.fixture(scope="module")
@@ -91,8 +86,6 @@ def zoo(tmp_path_factory):
     # A tag that is not UTF-8, as old cameras write.
     latin = (folder / "33_frames.mp4").read_bytes().replace(b"Lavf", b"La\xe9f")
     (folder / "latin_tag.mp4").write_bytes(latin)
-    write_video(folder / "turned.mp4", [np.rot90(picture).copy() for picture in moving])
-    set_matrix(folder / "turned.mp4", 0, 1, -1, 0)  # as phones do
     return folder
 
 
@@ -105,7 +98,6 @@ def zoo(tmp_path_factory):
         ("33_frames", "ok", 32, 32),
         ("no_face", "no_face", 32, 0),
         ("latin_tag", "ok", 32, 32),
-        ("turned", "ok", 32, 32),
     ],
 )
 def test_a_verdict_says_how_much_was_seen(zoo, models, name, status, n_frames, n_faces):
@@ -187,14 +179,6 @@ def test_batches_span_videos_and_each_gets_the_scores_that_it_gets_alone(scorers
         pd.testing.assert_frame_equal(one.faces, other.faces)
     full, rest = divmod(sum(counts), batch)
     assert batches[::2] == batches[1::2] == [batch] * full + [rest] * (rest > 0)
-
-
-def test_a_video_whose_worker_was_lost_is_a_status_among_the_others(scorers):
-    cuts = [p.Cut.of(scorer.model.card, "slides") for scorer in scorers[0].values()]
-    videos = [(Path("a"), Lost("crashed", "gone")), (Path("b"), make_seen(2, cuts, 0))]
-    lost, other = p.score_in_batches(videos, scorers[0], PredictConfig(procedure="slides"))
-    assert (lost.status, lost.reason, lost.p_fake) == ("crashed", "gone", None)
-    assert (other.status, other.n_faces) == ("ok", 2)
 
 
 def test_run_ahead_keeps_order_errors_and_its_distance():

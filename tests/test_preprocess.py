@@ -2,7 +2,6 @@
 
 import json
 import shutil
-from fractions import Fraction
 from pathlib import Path
 
 import av
@@ -10,7 +9,7 @@ import cv2
 import numpy as np
 import pandas as pd
 import pytest
-from conftest import files_of, set_matrix, strike, write_intra_video
+from conftest import files_of, strike, write_intra_video
 from facenet_pytorch import MTCNN
 
 from dfdc_lib.config import TRAIN_THRESHOLDS, Margin, PreprocessConfig
@@ -84,28 +83,28 @@ def test_stored_boxes_are_the_peers_on_frames_decoded_by_another_library(small_s
     assert {0.33, 1} <= seen
 
 
-def test_a_second_run_keeps_all_and_makes_what_was_struck_out(small_sample, small_work, work_copy):
-    before = {p: p.stat().st_mtime_ns for p in work_copy.root.rglob("*.png")}
-    done = preprocess(small_sample, work_copy, EVERY_6)
+def test_a_second_run_keeps_all(small_sample, small_work):
+    before = {path: path.stat().st_mtime_ns for path in small_work.root.rglob("*.png")}
+    done = preprocess(small_sample, small_work, EVERY_6)
     assert done.actions == {("detect", "kept"): 4, ("crop", "kept"): 12, ("masks", "kept"): 8}
-    assert {p: p.stat().st_mtime_ns for p in work_copy.root.rglob("*.png")} == before
-    video = read_metadata(small_sample).query("label == 1").iloc[0]
-    shutil.rmtree(work_copy.crops(video.video_id))
-    strike(work_copy, video.video_id, "crop")
-    done = preprocess(small_sample, work_copy, EVERY_6)
-    assert done.actions["crop", "done"] == done.actions["masks", "done"] == 1
-    assert files_of(work_copy) == files_of(small_work)
+    assert {path: path.stat().st_mtime_ns for path in before} == before
 
 
-def test_an_original_that_is_done_again_takes_its_family_along(small_sample, small_work, work_copy):
-    original = read_metadata(small_sample).query("label == 0").video_id.iloc[0]
-    strike(work_copy, original, "detect")
-    done = preprocess(small_sample, work_copy, EVERY_6, stages=["detect"])
-    assert done.actions["detect", "done"] == 1
+@pytest.mark.parametrize(
+    ("label", "stage", "pending"),
+    [(0, "detect", {"crop": 3, "masks": 2}), (1, "crop", {"masks": 1})],
+)
+def test_what_is_done_again_takes_along_what_was_made_from_it(
+    small_sample, small_work, work_copy, label, stage, pending
+):
+    video = read_metadata(small_sample).query("label == @label").video_id.iloc[0]
+    strike(work_copy, video, stage)
+    done = preprocess(small_sample, work_copy, EVERY_6, stages=[stage])
+    assert done.actions[stage, "done"] == 1
     waiting = done.status[done.status.status == "pending"]
-    assert waiting.stage.value_counts().to_dict() == {"crop": 3, "masks": 2}
-    assert not work_copy.crops(original).exists()
-    assert not work_copy.folds.exists()
+    assert waiting.stage.value_counts().to_dict() == pending
+    left = [work_copy.artifact(row.stage, row.video_id).exists() for row in waiting.itertuples()]
+    assert not any([*left, work_copy.folds.exists()])
     preprocess(small_sample, work_copy, EVERY_6)
     assert files_of(work_copy) == files_of(small_work)
 
@@ -154,15 +153,13 @@ def test_one_folder_has_one_recipe(small_sample, small_work, work_copy, capsys):
     with pytest.raises(ValueError, match=r"'0\.2'.*'0\.5'.*name another folder.*overw"):
         preprocess(small_sample, work_copy, wider)
     assert files_of(work_copy) == files_of(small_work)
-    preprocess(small_sample, work_copy, wider, folds=3, originals=1, overwrite=True)
+    preprocess(small_sample, work_copy, wider, originals=1, overwrite=True)
     assert work_copy.read_recipe()["settings"]["margin"] == "0.5"
     assert pd.read_csv(work_copy.folds).original_id.nunique() == 1
-    preprocess(small_sample, work_copy, EVERY_6, overwrite=True)
-    assert files_of(work_copy) == files_of(small_work)
-    done = preprocess(
-        small_sample, work_copy, EVERY_6, overwrite=True
-    )  # the same recipe: all is kept
-    assert {action for _, action in done.actions} == {"kept"}
+    for action in ("done", "kept"):  # of the same recipe all is kept
+        done = preprocess(small_sample, work_copy, EVERY_6, overwrite=True)
+        assert {some for _, some in done.actions} == {action}
+        assert files_of(work_copy) == files_of(small_work)
     recipe = work_copy.read_recipe()
     recipe["versions"]["torch"] = "1.0"
     work_copy.recipe.write_text(json.dumps(recipe))
@@ -180,20 +177,13 @@ def test_another_data_set_or_an_earlier_version_is_refused(data_copy, work_copy)
         preprocess(renamed, work_copy, EVERY_6)
 
 
-def test_a_file_of_another_size_is_done_again_and_one_that_is_gone_is_not(
-    data_copy, small_work, work_copy
-):
+def test_a_file_that_is_gone_changes_nothing(data_copy, small_work, work_copy):
     table = read_metadata(data_copy)
     for file in table.file[table.label == 1]:
         (data_copy / file).unlink()
     done = preprocess(data_copy, work_copy, EVERY_6)
     assert {action for _, action in done.actions} == {"kept"}
     assert files_of(work_copy) == files_of(small_work)
-    video = data_copy / table.file[table.label == 0].iloc[0]
-    video.write_bytes(video.read_bytes() + b"x")
-    status = done_with(data_copy, work_copy).status
-    fakes = table.video_id[(table.original_id == video.stem) & (table.label == 1)]
-    assert (status[[(fake, "crop") for fake in fakes]] == "missing_file").all()
 
 
 def test_the_last_line_of_a_stage_counts_and_a_reason_is_one_line(work_copy):
@@ -203,59 +193,42 @@ def test_the_last_line_of_a_stage_counts_and_a_reason_is_one_line(work_copy):
     assert read_status(work_copy) == lines | {key: line._replace(reason="one line, “quoted”")}
 
 
-def test_a_failure_in_the_original_does_not_stick_to_its_fakes(
-    small_sample, small_work, tmp_path, monkeypatch
+def test_what_goes_wrong_is_a_status_takes_the_family_along_and_may_be_fixed(
+    data_copy, small_sample, small_work, work_copy, monkeypatch
 ):
-    work, real = WorkFolder(tmp_path), set(read_metadata(small_sample).query("label == 0").video_id)
+    table = read_metadata(data_copy)
+    missing, broken, failing, other = table[table.label == 0].itertuples()
+    fake = next(table.query("original_id == @other.video_id and label == 1").itertuples())
+    (data_copy / missing.file).unlink()
+    for video in (broken, fake):
+        (data_copy / video.file).write_text("not a video")
+    for video in (missing, failing):  # a kept one would not be looked at
+        strike(work_copy, video.video_id, "detect")
 
     def fail(path, picture):
-        if path.parent.parent.name.split(".")[0] in real:
+        if path.parent.parent.name.startswith(failing.video_id):
             raise OSError("the network is gone")
         return write_png(path, picture)
 
     with monkeypatch.context() as patched:
         patched.setattr("dfdc_lib.preprocess.write_png", fail)
-        status = done_with(small_sample, work).status
-    assert set(status.xs("detect", level=1)) == {"error"}
-    assert set(status.xs("crop", level=1)) == {"broken_original"}
-    preprocess(small_sample, work, EVERY_6)
-    assert files_of(work) == files_of(small_work)
-
-
-def test_missing_and_broken_videos_are_statuses_and_may_be_fixed(
-    data_copy, small_sample, small_work, tmp_path
-):
-    table = read_metadata(data_copy)
-    missing, broken, *_ = table[table.label == 0].itertuples()
-    spared = (table.label == 1) & ~table.original_id.isin([missing.video_id, broken.video_id])
-    fake = next(table[spared].itertuples())
-    (data_copy / missing.file).unlink()
-    for video in (broken, fake):
-        (data_copy / video.file).write_text("not a video")
-    work = WorkFolder(tmp_path / "work")
-    found = done_with(data_copy, work).status.groupby("video_id").agg(set)
-    assert set(found.index) == set(table.video_id)
-    of_fakes = {missing.video_id: "missing_original", broken.video_id: "broken_original"}
-    for video in table[table.original_id.isin(of_fakes)].itertuples():
-        own = "missing_file" if video.video_id == missing.video_id else "unreadable"
-        assert found[video.video_id] == {of_fakes[video.original_id] if video.label else own}
-    assert found[fake.video_id] == {"unreadable"}
-    assert "FFmpeg" in read_status(work)[fake.video_id, "crop"].reason
-    assert not {fake.video_id, broken.video_id} & set(pd.read_csv(work.folds).video_id)
-    for video in (missing, broken, fake):
-        shutil.copy(small_sample / video.file, data_copy / video.file)
-    preprocess(data_copy, work, EVERY_6)
-    assert files_of(work) == files_of(small_work)
-
-
-def test_an_original_that_breaks_takes_its_fakes_artifacts_along(data_copy, work_copy):
-    original = read_metadata(data_copy).query("label == 0").iloc[0]
-    (data_copy / original.file).write_text("not a video")
-    found = set(done_with(data_copy, work_copy).status)
-    assert found == {"ok", "unreadable", "broken_original", "pending"}
-    family = read_metadata(data_copy).query("original_id == @original.video_id").video_id
-    assert not [v for v in family if work_copy.crops(v).exists() or work_copy.masks(v).exists()]
-    assert not set(family) & set(pd.read_csv(work_copy.folds).video_id)
+        status = done_with(data_copy, work_copy)
+    ends = {missing: "missing_file", broken: "unreadable", failing: "error"}
+    of_fakes = {"missing_file": "missing_original"}
+    for original, ended in ends.items():
+        assert status.status[original.video_id, "detect"] == ended
+        for video in table.query("original_id == @original.video_id").itertuples():
+            found = of_fakes.get(ended, "broken_original") if video.label else "pending"
+            assert status.status[video.video_id, "crop"] == found
+            assert not work_copy.crops(video.video_id).exists()
+            assert not work_copy.masks(video.video_id).exists()
+    assert status.status[fake.video_id, "crop"] == "unreadable"
+    assert "FFmpeg" in status.reason[fake.video_id, "crop"]
+    used = set(pd.read_csv(work_copy.folds).video_id)
+    assert used == set(table.video_id[table.original_id == other.video_id]) - {fake.video_id}
+    shutil.copytree(small_sample, data_copy, dirs_exist_ok=True)
+    preprocess(data_copy, work_copy, EVERY_6)
+    assert files_of(work_copy) == files_of(small_work)
 
 
 def test_a_fake_whose_original_is_not_listed_is_a_status(data_copy, tmp_path):
@@ -281,47 +254,43 @@ def test_few_originals_are_those_that_are_there_evenly_over_parts(data_copy):
     assert set(choose_originals(table, 2, data_copy).original_id) == set(originals.video_id[2:])
 
 
-def test_a_box_outside_the_frame_is_a_status_and_the_other_crops_are_used(small_sample, work_copy):
-    video = read_metadata(small_sample).query("label == 1").iloc[0]
-    boxes = work_copy.read_boxes(video.original_id)
-    next(frame for frame in boxes["frames"] if frame["boxes"])["places"][0] = None
-    work_copy.boxes(video.original_id).write_text(json.dumps(boxes))
-    for video_id in read_metadata(small_sample).query("original_id == @video.original_id").video_id:
-        strike(work_copy, video_id, "crop")
-    line = done_with(small_sample, work_copy).loc[video.video_id, "crop"]
-    assert line.status == "empty_crop"
-    assert "1 boxes leave nothing inside" in line.reason
-    assert line["count"] >= 1
-    assert video.video_id in set(pd.read_csv(work_copy.folds).video_id)
-
-
-def test_pairs_that_can_not_be_compared_are_statuses(small_sample, work_copy):
-    fakes = read_metadata(small_sample).query("label == 1").drop_duplicates("original_id")[:3]
-    lonely, unlike, broken = (next(work_copy.crops(v).glob("*.png")) for v in fakes.original_id)
-    lonely.unlink()
-    write_png(unlike, read_png(unlike)[:-1])
-    broken.write_text("no picture")
+def test_crops_and_masks_that_can_not_be_made_are_statuses(small_sample, work_copy):
+    table = read_metadata(small_sample)
+    fakes = table.query("label == 1").drop_duplicates("original_id")
+    lonely, unlike, broken, outside = fakes.original_id
+    pictures = [next(work_copy.crops(video).glob("*.png")) for video in (lonely, unlike, broken)]
+    pictures[0].unlink()
+    write_png(pictures[1], read_png(pictures[1])[:-1])
+    pictures[2].write_text("no picture")
     for fake in fakes.video_id:
         strike(work_copy, fake, "masks")
-    found = done_with(small_sample, work_copy, stages=["masks"]).loc[
-        [(v, "masks") for v in fakes.video_id]
-    ]
-    assert found.status.tolist() == ["missing_partner", "shape_mismatch", "broken_crop"]
-    assert unlike.name in found.reason.iloc[1]
+    boxes = work_copy.read_boxes(outside)
+    next(frame for frame in boxes["frames"] if frame["boxes"])["places"][0] = None
+    work_copy.boxes(outside).write_text(json.dumps(boxes))
+    for video in table.video_id[table.original_id == outside]:
+        strike(work_copy, video, "crop")
+    found = done_with(small_sample, work_copy)
+    masks = found.loc[[(fake, "masks") for fake in fakes.video_id]]
+    assert masks.status.tolist() == ["missing_partner", "shape_mismatch", "broken_crop", "ok"]
+    assert pictures[1].name in masks.reason.iloc[1]
+    line = found.loc[fakes.video_id.iloc[3], "crop"]
+    assert (line.status, line["count"] > 0) == ("empty_crop", True)
+    assert "1 boxes leave nothing inside" in line.reason
+    assert fakes.video_id.iloc[3] in set(pd.read_csv(work_copy.folds).video_id)
 
 
-def portraits(count: int, width: int = 320, height: int = 320) -> list[np.ndarray]:
+def portraits(count: int) -> list[np.ndarray]:
     """Frames in which a face moves steadily to the right: where it is tells which frame it is."""
-    picture = cv2.resize(portrait("collins")[:320, 100:420], (width, height))
+    picture = portrait("collins")[:320, 100:420]
     return [np.roll(picture, 3 * i - 40, axis=1) for i in range(count)]
 
 
-def make_data(folder, drop=(), fake_frames=None):
+def make_data(folder, drop=()):
     """A data set of one original and one fake; the original's packets `drop` are damaged."""
     part = folder / "dfdc_train_part_0"
     part.mkdir(parents=True)
     write_intra_video(part / "real.mp4", portraits(24), drop=drop)
-    write_intra_video(part / "fake.mp4", fake_frames or portraits(24))
+    write_intra_video(part / "fake.mp4", portraits(24))
     entries = {"real.mp4": {"label": "REAL"}, "fake.mp4": {"label": "FAKE", "original": "real.mp4"}}
     (part / "metadata.json").write_text(json.dumps(entries))
     return folder
@@ -346,35 +315,10 @@ def test_a_frame_that_can_not_be_decoded_leaves_every_other_box_on_its_frame(tmp
     assert set(pd.read_csv(damaged.folds).frame_idx) == {0, 4, 12, 16, 20}
 
 
-def test_a_fake_that_is_shorter_or_of_another_size_is_a_status(tmp_path):
-    short = make_data(tmp_path / "a", fake_frames=portraits(10))
-    assert done_with(short, WorkFolder(tmp_path / "1")).status["fake", "crop"] == "short"
-    small = make_data(tmp_path / "b", fake_frames=portraits(24, 160, 160))
-    line = done_with(small, WorkFolder(tmp_path / "2")).loc["fake", "crop"]
-    assert line.status == "shape_mismatch"
-    assert "160 x 160, its original 320 x 320" in line.reason
-
-
-def test_boxes_are_in_the_pixels_that_a_player_shows(tmp_path):
-    """Pixels twice as wide as high, and a mirroring matrix, against the picture stored plainly."""
-    plain, odd = make_data(tmp_path / "plain"), make_data(tmp_path / "odd")
-    narrow = [cv2.resize(frame, (160, 320))[:, ::-1].copy() for frame in portraits(24)]
-    path = odd / "dfdc_train_part_0" / "real.mp4"
-    write_intra_video(path, narrow, aspect=Fraction(2, 1))
-    set_matrix(path, -1, 0, 0, 1)
-    works = [WorkFolder(tmp_path / "work" / data.name) for data in (plain, odd)]
-    for data, work in zip((plain, odd), works, strict=True):
-        preprocess(data, work, PreprocessConfig(every=8), stages=["detect"])
-    expected, found = map(boxes_by_frame, works)
-    assert found.keys() == expected.keys()
-    for frame_idx, boxes in expected.items():  # half of the pixels were lost by squeezing
-        assert np.allclose(found[frame_idx], boxes, atol=8)
-
-
 def test_a_size_that_changes_midway_leaves_no_frame_out(tmp_path):
     """Each frame has its own size, the face in it keeps its number, and a fake's must be as
     large."""
-    data = make_data(tmp_path)
+    data, work = make_data(tmp_path), WorkFolder(tmp_path / "work")
     part = data / "dfdc_train_part_0"
     grows = b""
     for width in (160, 320):
@@ -382,27 +326,21 @@ def test_a_size_that_changes_midway_leaves_no_frame_out(tmp_path):
         write_intra_video(part / "half.mp4", frames, form="mpegts")
         grows += (part / "half.mp4").read_bytes()
     (part / "real.mp4").write_bytes(grows)
-    work = WorkFolder(tmp_path / "work")
-    status = preprocess(data, work, PreprocessConfig(every=4)).status.set_index(
-        ["video_id", "stage"]
-    )
+    status = done_with(data, work, PreprocessConfig(every=4))
     assert status.status["real", "crop"] == "ok"
     assert list_faces(work.crops("real")) == [(frame_idx, 0) for frame_idx in range(0, 24, 4)]
     heights = [len(read_png(work.crops("real") / f"{i}_0.png")) for i in (0, 12)]
     assert heights[1] == pytest.approx(2 * heights[0], rel=0.1)
-    assert status.status["fake", "crop"] == "shape_mismatch"
-    assert "3 of 6 frames are not as large" in status.reason["fake", "crop"]
-    assert status["count"]["fake", "crop"] == 3
+    line = status.loc["fake", "crop"]
+    assert (line.status, line["count"]) == ("shape_mismatch", 3)
+    assert "3 of 6 frames are not as large as the original's: 0 (320 x 320, its" in line.reason
 
 
-def test_an_original_without_a_face_leaves_no_folder(tmp_path):
-    """An empty one would be an orphan to the doctor."""
+def test_an_original_without_a_face_leaves_no_folder_and_nothing_to_do(tmp_path):
     data, work = make_data(tmp_path), WorkFolder(tmp_path / "work")
     grey = [np.full((128, 128, 3), 99, np.uint8)] * 5
     write_intra_video(data / "dfdc_train_part_0" / "real.mp4", grey)
-    status = preprocess(data, work).status
-    assert dict(zip(status.video_id, status.status, strict=True)) == {
-        "real": "no_face",
-        "fake": "no_face",
-    }
+    status = done_with(data, work).status.to_dict()
+    assert status == {("real", "detect"): "no_face", ("fake", "crop"): "no_face"}
     assert not list(work.root.glob("crops/*"))
+    assert {action for _, action in preprocess(data, work, EVERY_6).actions} == {"kept"}

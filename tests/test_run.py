@@ -1,5 +1,6 @@
 """run_all.sh's Python half: what is run, kept, refused and reported."""
 
+import re
 from pathlib import Path
 
 import nbformat
@@ -10,7 +11,7 @@ from conftest import load_runner
 class Course:
     """The runner, over a folder with two notebooks of its own."""
 
-    def __init__(self, root: Path, capsys):
+    def __init__(self, root: Path, capsys, monkeypatch):
         self.root, self.capsys, self.runner = root, capsys, load_runner()
         self.notebooks, self.data = root / "notebooks", root / "data"
         self.executed = root / "reports" / "demo" / "notebooks"
@@ -22,19 +23,19 @@ class Course:
         (self.data / "metadata.json").write_text('{"a.mp4": {"label": "REAL"}}')
         self.write("00_first", "print(f'limit {LIMIT}')")
         self.write("01_second", "1 / LIMIT")
+        monkeypatch.setattr(self.runner, "HERE", self.notebooks)
+        monkeypatch.setattr(self.runner, "ROOT", root)
+        monkeypatch.setattr(self.runner.choose_notebooks, "__defaults__", (self.notebooks,))
 
-    def write(self, name: str, *code: str) -> None:
-        cells = [nbformat.v4.new_code_cell(source) for source in ("LIMIT: int = 1  # one", *code)]
+    def write(self, name: str, *code: str, cell=None, **metadata) -> None:
+        """code: below the parameters; cell, metadata: what the last cell, the notebook tells."""
+        parameters = "LIMIT: int = 1  # one\nSETTINGS: str = 'slides'  # a word"
+        cells = [nbformat.v4.new_code_cell(source) for source in (parameters, *code)]
         cells[0].metadata["tags"] = ["parameters"]
+        cells[-1].metadata.update(cell or {})
         kernel = {"name": "python3", "display_name": "Python 3", "language": "python"}
-        notebook = nbformat.v4.new_notebook(cells=cells, metadata={"kernelspec": kernel})
+        notebook = nbformat.v4.new_notebook(cells=cells, metadata=metadata | {"kernelspec": kernel})
         nbformat.write(notebook, self.notebooks / f"{name}.ipynb")
-
-    def change(self, name: str, change) -> None:
-        path = self.notebooks / f"{name}.ipynb"
-        notebook = nbformat.read(path, as_version=4)
-        change(notebook)
-        nbformat.write(notebook, path)
 
     def read(self, name: str) -> nbformat.NotebookNode:
         return nbformat.read(self.executed / f"{name}.ipynb", as_version=4)
@@ -45,14 +46,16 @@ class Course:
         printed = self.capsys.readouterr()
         return code, printed.out, printed.err
 
+    def keeps(self, name: str, options: str) -> bool:
+        """A run without failure: does it keep the notebook's page?"""
+        code, told, _ = self.run(options)
+        assert code == 0
+        return re.search(rf"^{name} .*kept", told, re.MULTILINE) is not None
+
 
 @pytest.fixture
-def course(tmp_path, monkeypatch, capsys):
-    course = Course(tmp_path, capsys)
-    monkeypatch.setattr(course.runner, "HERE", course.notebooks)
-    monkeypatch.setattr(course.runner, "ROOT", tmp_path)
-    monkeypatch.setattr(course.runner.choose_notebooks, "__defaults__", (course.notebooks,))
-    return course
+def course(tmp_path, capsys, monkeypatch):
+    return Course(tmp_path, capsys, monkeypatch)
 
 
 @pytest.mark.parametrize(
@@ -77,9 +80,7 @@ def test_profile_and_caller_set_parameters_and_what_stands_is_kept(course):
     """Until a parameter, the library, the data or the artifacts change."""
 
     def is_kept(options: str = "") -> bool:
-        code, told, _ = course.run(f"--only 00 {options}")
-        assert code == 0
-        return "kept" in next(line for line in told.splitlines() if line.startswith("00_first "))
+        return course.keeps("00_first", f"--only 00 {options}")
 
     assert not is_kept()
     assert "limit 3" in str(course.read("00_first"))
@@ -96,18 +97,14 @@ def test_profile_and_caller_set_parameters_and_what_stands_is_kept(course):
 
 
 def test_a_page_about_a_run_is_made_again_when_the_run_has_grown(course):
-    def name_the_run(notebook) -> None:
-        notebook.cells[0].source += "\nSETTINGS: str = 'slides'  # a word"
-        notebook.metadata["reads_run"] = "{LIMIT}_{SETTINGS}"
-
-    course.change("00_first", name_the_run)
+    course.write("00_first", "LIMIT", reads_run="{LIMIT}_{SETTINGS}")
     course.run("--only 00")
     grown = course.artifacts / "runs" / "3_slides" / "metrics.csv"
     grown.parent.mkdir(parents=True)
     for text in ("step\n", "step\n1\n"):
         grown.write_text(text)
-        assert "kept" not in course.run("--only 00")[1]
-        assert "kept" in course.run("--only 00")[1]
+        assert not course.keeps("00_first", "--only 00")
+        assert course.keeps("00_first", "--only 00")
 
 
 def test_a_failure_is_named_and_the_next_run_goes_on_from_there(course):
@@ -118,19 +115,16 @@ def test_a_failure_is_named_and_the_next_run_goes_on_from_there(course):
     assert "half-executed copy" in where
     assert (course.executed / "01_second.ipynb").exists()
     course.write("01_second", "1 + LIMIT")
-    code, told, _ = course.run("-p LIMIT 0")
-    assert code == 0
-    assert any(line.startswith("00_first ") and "kept" in line for line in told.splitlines())
+    assert course.keeps("00_first", "-p LIMIT 0")
 
 
 def test_a_notebook_that_lacks_data_ends_its_page_there_and_the_others_go_on(course):
     lacks = "from dfdc_lib.progress import require\nrequire([], 'no fakes are here')"
     course.write("00_first", "1", f"print('made')\n{lacks}", "2 / 0")
-    for _ in range(2):  # and it is tried again: data may have come
-        code, told, _ = course.run()
-        assert code == 0
-        assert "    ends early: no fakes are here\n" in told
-    assert "01_second                       kept" in told
+    told = course.run()[1]
+    assert "    ends early: no fakes are here\n" in told
+    assert not course.keeps("00_first", "")  # it is tried again: data may have come
+    assert course.keeps("01_second", "")
     page = course.read("00_first")
     assert page.cells[-1].source == "**The rest of this page is left out:** no fakes are here."
     assert [cell.source for cell in page.cells if cell.cell_type == "code"][2:] == ["1"]
@@ -139,13 +133,12 @@ def test_a_notebook_that_lacks_data_ends_its_page_there_and_the_others_go_on(cou
 
 @pytest.mark.parametrize("sample", [True, False])
 def test_texts_of_figures_speak_of_the_demo_where_the_data_are_others(course, sample):
-    alt = {"image": {"alt": "two people"}}
-    course.change("00_first", lambda notebook: notebook.cells[1].metadata.update(mystnb=alt))
+    course.write("00_first", "LIMIT", cell={"mystnb": {"image": {"alt": "two people"}}})
     if sample:
         (course.data / "sample.json").write_text("{}")
     course.run("--only 00")
-    (told,) = (c.metadata.mystnb for c in course.read("00_first").cells if "mystnb" in c.metadata)
-    assert told.image.alt == ("two people" if sample else "In the demo: two people")
+    told = course.read("00_first").cells[-1].metadata.mystnb.image.alt
+    assert told == ("two people" if sample else "In the demo: two people")
 
 
 def test_a_warning_on_a_page_is_told_and_a_sweep_leaves_one_executed_copy_a_value(course):

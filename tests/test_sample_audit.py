@@ -1,6 +1,5 @@
 """Nothing that must not tell a fake of the sample does; an encoder learns what may."""
 
-import json
 from pathlib import Path
 
 import av
@@ -13,14 +12,12 @@ from dfdc_lib.metadata import read_metadata
 from dfdc_lib.metrics import auc
 from dfdc_lib.rehearsal.sample import make_sample
 from dfdc_lib.video import iterate_frames
-
-ROOT = Path(__file__).resolve().parent.parent
-COMMITTED = pd.read_csv(ROOT / "experiments" / "sample_audit.csv")
+from experiments.sample_audit import TABLE, predict_across_parts
 
 
 def test_the_committed_table_keeps_its_promises():
-    assert COMMITTED.seconds_to_train.max() <= 90
-    table = COMMITTED.set_index("check")
+    table = pd.read_csv(TABLE).set_index("check")
+    assert table.seconds_to_train.max() <= 90
     learned = [name for name in table.index if name.startswith(("whole", "…"))]
     for name, line in table.drop(learned).iterrows():
         assert line.auc_low <= 0.5 <= line.auc_high, name
@@ -56,8 +53,6 @@ def look(path: Path) -> tuple[dict, dict[str, float]]:
 @pytest.mark.slow
 def test_no_shortcut_tells_a_fake(tmp_path):
     """Neither over all videos, nor against its own original, nor together, over other parts."""
-    from experiments.sample_audit import predict_across_parts
-
     data = make_sample(tmp_path / "sample", originals_per_part=8, n_frames=3)
     videos = read_metadata(data)
     coded, numbers = zip(*(look(data / file) for file in videos.file), strict=True)
@@ -73,15 +68,9 @@ def test_no_shortcut_tells_a_fake(tmp_path):
 
 
 @pytest.mark.slow
-def test_the_full_sample_is_small_enough(tmp_path):
-    folder = make_sample(tmp_path / "sample", n_parts=1, originals_per_part=2)
-    assert sum(p.stat().st_size for p in folder.rglob("*.mp4")) < 12e6
-    assert json.loads((folder / "sample.json").read_text())["settings"]["n_frames"] >= 40
-
-
-@pytest.mark.slow
-def test_two_processes_make_the_bytes_of_one(tmp_path):
-    one, two = (make_sample(tmp_path / str(n), 1, 4, 4, workers=n) for n in (0, 2))
+def test_two_processes_make_the_bytes_of_one_and_these_are_few(tmp_path):
+    one, two = (make_sample(tmp_path / str(n), 1, 2, workers=n) for n in (0, 2))
     files = sorted(path.relative_to(one) for path in one.rglob("*.mp4"))
-    assert len(files) == 12
+    assert len(files) == 6
     assert all((one / file).read_bytes() == (two / file).read_bytes() for file in files)
+    assert sum((one / file).stat().st_size for file in files) < 12e6

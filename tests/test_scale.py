@@ -25,13 +25,6 @@ def done(world):
     return preprocess(world.data, world.work)
 
 
-def test_preprocessing_finds_the_simulation_complete(world, done):
-    assert {action for _, action in done.actions} == {"kept"}
-    assert set(done.status.status) == {"ok"}
-    n_crops = 30 * len(read_metadata(world.data))
-    assert done.folds.startswith(f"{n_crops} crops; 14 parts in 14 folds")
-
-
 @pytest.mark.parametrize("step", [step for step in scale.STEPS if step != "hand out"])
 def test_every_step_runs_on_the_simulation(world, done, step):
     """The doctor finds it healthy, and preprocessing complete: both steps raise where they

@@ -2,7 +2,6 @@
 
 import base64
 import re
-import shutil
 from html.parser import HTMLParser
 from itertools import pairwise
 from pathlib import Path
@@ -14,25 +13,21 @@ import numpy as np
 import pytest
 from conftest import ROOT, load_runner
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_output
-from playwright.sync_api import sync_playwright
 from test_layers import MODULES, ORDER
 
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("[0-9][0-9]_*.ipynb"))
-BROWSERS = map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))
-CHROMIUM = next(filter(None, BROWSERS), None)
 pytestmark = pytest.mark.slow
 
 
-def picture(alt: str = "") -> nbformat.NotebookNode:
-    """A small figure, as an executed cell holds it; with `alt`, what code gave as its text."""
-    png = cv2.imencode(".png", np.zeros((9, 9), np.uint8))[1]
-    content = {"image/png": base64.b64encode(png).decode(), "text/plain": "figure"}
-    about = {"image/png": {"alt": alt}} if alt else {}
-    return new_output("display_data", content, metadata=about)
-
-
-def executed(output: nbformat.NotebookNode, **metadata) -> nbformat.NotebookNode:
+def executed(content: dict, alt: str = "", **metadata) -> nbformat.NotebookNode:
+    """A cell that has shown something, by media type; alt: what its code gave as a text for it."""
+    about = {name: {"alt": alt} for name in content if alt}
+    output = new_output("display_data", content | {"text/plain": "shown"}, metadata=about)
     return new_code_cell("plot()", execution_count=1, outputs=[output], metadata=metadata)
+
+
+PNG = cv2.imencode(".png", np.zeros((9, 9), np.uint8))[1]
+PICTURE = {"image/png": base64.b64encode(PNG).decode()}
 
 
 def small_notebook() -> nbformat.NotebookNode:
@@ -42,11 +37,11 @@ def small_notebook() -> nbformat.NotebookNode:
     cells = [
         new_markdown_cell("# A page?\n\nLoss is $-\\log(p)$. Notebook 03 cuts."),
         new_markdown_cell("$$\\frac{1}{N}\\sum_i x_i$$\n\nThen *one* line:"),
-        executed(picture(), mystnb=cell_alt),
+        executed(PICTURE, mystnb=cell_alt),
         new_markdown_cell("*Synthetic.* It rises. What follows?"),
-        executed(picture("a line that rises from 0 to 1")),
+        executed(PICTURE, "a line that rises from 0 to 1"),
         new_markdown_cell("## Numbers"),
-        executed(new_output("display_data", {"text/html": html, "text/plain": "table"})),
+        executed({"text/html": html}),
     ]
     language = {"name": "python", "pygments_lexer": "ipython3"}
     return nbformat.v4.new_notebook(cells=cells, metadata={"language_info": language})
@@ -64,7 +59,7 @@ def site(tmp_path_factory) -> Path:
     copies = {path.stem: nbformat.read(path, as_version=4) for path in NOTEBOOKS}
     for cell in (cell for notebook in copies.values() for cell in notebook.cells):
         if "image" in cell.metadata.get("mystnb", {}):
-            cell.outputs = [picture()]
+            cell.outputs = executed(PICTURE).outputs
     copies |= {"99_page": small_notebook(), "99_page_STEPS_3": small_notebook()}
     for name, notebook in copies.items():
         nbformat.write(notebook, report / "notebooks" / f"{name}.ipynb")
@@ -154,8 +149,7 @@ def test_the_reference_shows_signatures_docstrings_and_comments(site, pages):
     assert "spread evenly over the video" in pages[site / "api" / "config.html"].text
 
 
-@pytest.mark.skipif(not CHROMIUM, reason="Chromium is not installed: pages were not opened")
-def test_every_page_fits_a_phone_and_loads_all_it_needs(pages):
+def test_every_page_fits_a_phone_and_loads_all_it_needs(pages, browser):
     """No error, nothing missing, nothing from outside, nothing wider than 360 pixels."""
     wrong, blank = [], "[...document.images].filter(i => i.complete && !i.naturalWidth)"
 
@@ -167,19 +161,16 @@ def test_every_page_fits_a_phone_and_loads_all_it_needs(pages):
         if not request.url.startswith(("file:", "data:")):
             wrong.append((tab.url, request.url))
 
-    with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
-        tab = browser.new_page(viewport={"width": 360, "height": 740})
-        tab.set_default_timeout(600_000)  # milliseconds: only what never comes fails
-        tab.on("console", note_message)
-        tab.on("pageerror", lambda error: wrong.append((tab.url, str(error))))
-        tab.on("request", note_request)
-        tab.on("requestfailed", lambda request: wrong.append((tab.url, f"missing: {request.url}")))
-        for path in pages:
-            tab.goto(path.as_uri())
-            width = tab.evaluate("document.documentElement.scrollWidth")
-            sources = tab.evaluate(f"{blank}.map(i => i.src)")
-            wrong += [(path.name, f"{width} pixels wide")] if width > 360 else []
-            wrong += [(path.name, source) for source in sources]
-        browser.close()
+    tab = browser.new_page()
+    tab.set_viewport_size({"width": 360, "height": 740})
+    tab.on("console", note_message)
+    tab.on("request", note_request)
+    tab.on("pageerror", lambda error: wrong.append((tab.url, str(error))))
+    tab.on("requestfailed", lambda request: wrong.append((tab.url, f"missing: {request.url}")))
+    for path in pages:
+        tab.goto(path.as_uri())
+        width = tab.evaluate("document.documentElement.scrollWidth")
+        sources = tab.evaluate(f"{blank}.map(i => i.src)")
+        wrong += [(path.name, f"{width} pixels wide")] if width > 360 else []
+        wrong += [(path.name, source) for source in sources]
     assert not wrong

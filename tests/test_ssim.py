@@ -4,22 +4,12 @@ from skimage.metrics import structural_similarity
 
 from dfdc_lib.metadata import read_metadata
 from dfdc_lib.preprocess import read_places
-from dfdc_lib.rehearsal.film import write_video
 from dfdc_lib.rehearsal.sample import changed_regions, read_methods, read_recipes
 from dfdc_lib.ssim import ssim_difference
 from dfdc_lib.store import face_file, read_mask
-from dfdc_lib.video import iterate_frames
 
 RNG = np.random.default_rng(0)
 PICTURE, OTHER = RNG.integers(0, 256, (2, 40, 50, 3), np.uint8)
-
-
-def test_only_the_changed_region_lights_up():
-    fake = PICTURE.copy()
-    fake[10:20, 10:20] = 255 - fake[10:20, 10:20]
-    mask = ssim_difference(PICTURE, fake)
-    assert mask[12:18, 12:18].min() > 200
-    assert not mask[30:, 30:].any()
 
 
 def test_pictures_that_can_not_be_compared_are_an_error():
@@ -59,14 +49,3 @@ def test_a_masks_energy_lies_where_the_fake_was_changed(small_sample, small_work
     for method, (energy, area) in means.items():
         assert energy > {"swap": 0.7, "mouth": 0.4, "rewarp": 0.45}[method], method
         assert energy > 1.3 * area, method
-
-
-def test_a_pair_that_was_only_compressed_again_stays_dark(small_sample, small_work, tmp_path):
-    """At CRF 25, the sample's worst, the mask's mean stays below 20 of 255, as notebook 04 says."""
-    for original in read_metadata(small_sample).query("label == 0").itertuples():
-        frames = [frame for _, frame in iterate_frames(small_sample / original.file, range(40))]
-        write_video(tmp_path / "again.mp4", frames, crf=25)
-        again = dict(iterate_frames(tmp_path / "again.mp4", range(40)))
-        for (frame_idx, _), place in read_places(small_work, original.video_id).items():
-            pair = cut(frames[frame_idx], place), cut(again[frame_idx], place)
-            assert ssim_difference(*pair).mean() < 20

@@ -1,14 +1,10 @@
 """Files that appear whole or not at all, and who may write them."""
 
 import errno
-import subprocess
-import sys
 
-import numpy as np
 import pytest
 from filelock import FileLock
 
-from dfdc_lib import store
 from dfdc_lib.store import DamagedFile, Journal, WorkFolder, appear_whole, hold, list_faces
 
 
@@ -31,14 +27,6 @@ def test_a_failed_write_leaves_the_old_artifact_and_a_killed_one_does_no_harm(tm
     assert list(tmp_path.iterdir()) == [path]
 
 
-def test_pictures_survive_the_disk(tmp_path):
-    picture = np.random.default_rng(0).integers(0, 256, (9, 7, 3), np.uint8)
-    store.write_png(tmp_path / "p.png", picture)
-    assert np.array_equal(store.read_png(tmp_path / "p.png"), picture)
-    with pytest.raises(FileNotFoundError, match="q.png"):
-        store.read_png(tmp_path / "q.png")
-
-
 def test_faces_are_listed_in_order_and_strangers_refused(tmp_path):
     for name in ("100_0.png", "20_1.png", "20_0.png", "notes.txt"):
         (tmp_path / name).touch()
@@ -59,35 +47,6 @@ def test_a_journal_drops_a_line_that_was_cut_off(tmp_path, torn):
     assert journal.lines() == ["one", "zwei ü"]
     journal.append(["three"])
     assert journal.path.read_text() == "one\nzwei ü\nthree\n"
-
-
-HOLDER = """
-import pathlib, sys
-from dfdc_lib.store import hold
-input("ready\\n")
-try:
-    with hold(pathlib.Path(sys.argv[1])):
-        input("in\\n")
-except ValueError:
-    print("out")
-"""
-
-
-def test_of_many_that_come_at_once_one_gets_in(tmp_path):
-    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True, "bufsize": 1}
-    call = [sys.executable, "-uc", HOLDER, str(tmp_path / "status.csv")]
-    several = [subprocess.Popen(call, **pipes) for _ in range(4)]
-    assert [process.stdout.readline() for process in several] == ["ready\n"] * 4
-    for process in several:
-        process.stdin.write("go\n")
-    said = {process: process.stdout.readline() for process in several}
-    assert sorted(said.values()) == ["in\n", "out\n", "out\n", "out\n"]
-    winner = next(process for process, word in said.items() if word == "in\n")
-    winner.kill()  # the system gives its lock up
-    for process in several:
-        process.communicate("leave\n") if process != winner else process.communicate()
-    with hold(tmp_path / "status.csv"):
-        pass
 
 
 def test_a_disk_without_locks_is_said(tmp_path, monkeypatch, capsys):

@@ -8,8 +8,8 @@ import nbformat
 import pandas as pd
 import pytest
 from matplotlib.figure import Figure
+from test_cards import add_run
 from test_notebooks import FOLDER
-from test_scorecard import add_run
 
 from dfdc_lib.config import DEMO_TRAINING, TrainConfig
 from dfdc_lib.store import write_json

@@ -10,18 +10,13 @@ from pathlib import Path
 import papermill
 import pytest
 import torch
-from playwright.sync_api import Page, sync_playwright
+from conftest import ROOT
+from playwright.sync_api import Page
 from waiting import wait_for
 
-from dfdc_lib.metadata import read_metadata
 from dfdc_lib.model import DeepfakeClassifier, save_checkpoint
 
-ROOT = Path(__file__).resolve().parent.parent
-NAMES = ("chromium", "chromium-browser", "google-chrome")
-CHROMIUM = next(filter(None, map(shutil.which, NAMES)), None)
-no_browser = pytest.mark.skipif(not CHROMIUM, reason="Chromium is not installed")
-pytestmark = [pytest.mark.slow, no_browser]
-PATIENCE = 600_000  # milliseconds: only what never comes fails
+pytestmark = pytest.mark.slow
 
 
 @pytest.fixture(scope="module")
@@ -35,10 +30,11 @@ def course(small_sample, small_work, tmp_path_factory) -> Path:
     (folder / "notebooks").mkdir()
     shutil.copytree(ROOT / "experiments", folder / "experiments")
     common = {"DATA": str(small_sample), "WORK": str(small_work.root), "INTERACTIVE": True}
-    for page, values in (
-        ("08_aggregation_strategies", {"RUN": "widgets", "FRAMES": 2, "VIDEOS": 2}),
-        ("12_your_own_video", {"CHECKPOINTS": str(checkpoint), "FRAMES": 3}),
-    ):
+    own = {
+        "08_aggregation_strategies": {"RUN": "widgets", "FRAMES": 2, "VIDEOS": 2},
+        "12_your_own_video": {"CHECKPOINTS": str(checkpoint), "FRAMES": 3},
+    }
+    for page, values in own.items():
         name, quiet = f"notebooks/{page}.ipynb", {"prepare_only": True, "progress_bar": False}
         papermill.execute_notebook(ROOT / name, folder / name, common | values, **quiet)
     return folder
@@ -69,14 +65,10 @@ def lab(course):
 
 
 @pytest.fixture
-def page(lab):
-    with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
-        tall = {"width": 1200, "height": 30_000}  # cells out of sight are not drawn
-        page = browser.new_page(viewport=tall)
-        page.set_default_timeout(PATIENCE)
-        yield page
-        browser.close()
+def page(lab, browser) -> Page:
+    page = browser.new_page()
+    page.set_viewport_size({"width": 1200, "height": 30_000})  # cells out of sight are not drawn
+    return page
 
 
 def run_all(page: Page, lab: str, name: str) -> None:
@@ -95,10 +87,10 @@ def move_slider(page: Page) -> None:
     assert before.startswith("data:image/png")
     widget.locator(".noUi-handle").first.focus()
     page.keyboard.press("ArrowRight")
-    page.wait_for_function(
-        "([area, old]) => { const img = area.querySelector('img'); return img && img.src !== old }",
-        arg=[widget.element_handle(), before],
+    changed = (
+        "([area, old]) => { const img = area.querySelector('img'); return img && img.src !== old }"
     )
+    page.wait_for_function(changed, arg=[widget.element_handle(), before])
 
 
 def test_moving_the_threshold_of_notebook_08_changes_the_figure(page, lab):
@@ -109,7 +101,7 @@ def test_moving_the_threshold_of_notebook_08_changes_the_figure(page, lab):
 def test_notebook_12_takes_an_upload_and_shows_the_frame_that_is_chosen(page, lab, small_sample):
     run_all(page, lab, "12_your_own_video")
     move_slider(page)
-    video = small_sample / read_metadata(small_sample).file[0]
+    video = next(small_sample.glob("*/*.mp4"))
     with page.expect_file_chooser() as chooser:
         page.get_by_role("button", name="your video").click()
     chooser.value.set_files(video)

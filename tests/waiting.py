@@ -1,5 +1,4 @@
-"""To wait for what happens, not for as long as it takes here. (Processes that import this start at
-once.)"""
+"""To wait for what happens, not for as long as it takes here. (It is imported at once.)"""
 
 import threading
 import time

@@ -20,16 +20,14 @@ import torch
 from torch import Tensor, nn
 from torchvision.ops import batched_nms
 
+from dfdc_lib.faces import SMALLEST_FACE, Faces
 from dfdc_lib.fast.scorers import Request, choose_backend, compile_network
 
-SMALLEST_FACE, FACTOR = 20, 0.709  # pixels, and from level to level: the peer's, as the overlaps
+FACTOR = 0.709  # from level to level: the peer's, as the overlaps
 SIDES = {"PNet": 12, "RNet": 24, "ONet": 48}  # pixels of the window that each network looks at
-CELL, STRIDE = 12, 2  # P-Net's window, and the step to its next one, in pixels of a level
 CHUNK = {"cpu": 4, "cuda": 32}  # frames at once; a CPU wants what fits its cache (measured)
 BATCH = {"cpu": 64, "cuda": 2048}  # windows that R- or O-Net is given at once, at most
 ROUND = 8  # … and always a multiple of these: what was prepared for one shape serves again
-
-Found = tuple[np.ndarray, np.ndarray, np.ndarray]  # boxes (n, 4), scores (n,), points (n, 5, 2)
 
 
 class Windows(NamedTuple):
@@ -65,8 +63,8 @@ class Cascade:
             return Request(_compile(name, self.threads))
         return load_network(name).to(self.device, memory_format=torch.channels_last)
 
-    def detect(self, frames: Sequence[np.ndarray]) -> list[Found]:
-        """The faces in frames of equal size (H, W, 3) uint8 RGB, in pixels of the frame."""
+    def detect(self, frames: Sequence[np.ndarray]) -> list[Faces]:
+        """The faces in frames of equal size (H, W, 3) uint8 RGB: SMALLEST_FACE or more a side."""
         chunks = [frames[i : i + self.chunk] for i in range(0, len(frames), self.chunk)]
         if self.threads == 1 or len(chunks) == 1:
             return [faces for chunk in chunks for faces in self._detect_chunk(chunk)]
@@ -74,12 +72,11 @@ class Cascade:
             return [faces for found in pool.map(self._detect_chunk, chunks) for faces in found]
 
     @torch.inference_mode()
-    def _detect_chunk(self, frames: Sequence[np.ndarray]) -> list[Found]:
+    def _detect_chunk(self, frames: Sequence[np.ndarray]) -> list[Faces]:
         networks = pnet, rnet, onet = self._idle.get()
         on_gpu = self.device.type == "cuda"
-        exact = torch.backends.cudnn.flags(enabled=True, allow_tf32=False)  # not float32 in 10 bits
-        try:
-            with exact:
+        try:  # and not with float32 in 10 bits
+            with torch.backends.cudnn.flags(enabled=True, allow_tf32=False):
                 table = TorchTable(frames, self.device) if on_gpu else SumTable(frames)
                 windows = propose(table, pnet, self.thresholds[0])
                 windows = refine(table, rnet, windows, self.thresholds[1])
@@ -106,8 +103,8 @@ def _compile(name: str, threads: int):
 
 def pyramid_scales(height: int, width: int) -> list[float]:
     """The scales at which P-Net's 12 pixels cover faces of 20, 28, 40, … up to the whole frame."""
-    scales, scale = [], CELL / SMALLEST_FACE
-    while min(height, width) * scale >= CELL:
+    scales, scale = [], SIDES["PNet"] / SMALLEST_FACE
+    while min(height, width) * scale >= SIDES["PNet"]:
         scales.append(scale)
         scale *= FACTOR
     return scales
@@ -115,45 +112,46 @@ def pyramid_scales(height: int, width: int) -> list[float]:
 
 def propose(table: "SumTable", pnet, threshold: float) -> Windows:
     """P-Net at every place of every level; what overlaps is joined, by level and then over all."""
+    from facenet_pytorch.models.utils import detect_face as peer
+
     found, scales = [], pyramid_scales(table.height, table.width)
-    sizes = [(int(table.height * scale + 1), int(table.width * scale + 1)) for scale in scales]
-    for level, (scale, pictures) in enumerate(zip(scales, table.shrink(sizes), strict=True)):
-        offsets, probs = pnet(pictures)
-        frame, row, column = torch.nonzero(probs[:, 1] >= threshold, as_tuple=True)
-        place = torch.stack([column, row], dim=1) * float(STRIDE)
-        boxes = torch.cat([((place + 1) / scale).floor(), ((place + CELL) / scale).floor()], dim=1)
-        scores, offsets = probs[frame, 1, row, column], offsets[frame, :, row, column]
+    for level, scale in enumerate(scales):
+        offsets, probs = pnet(table.shrink(scale))
+        values, frame = peer.generateBoundingBox(offsets, probs[:, 1], scale, threshold)
+        boxes, scores, offsets = values[:, :4], values[:, 4], values[:, 5:]
         found.append((frame, boxes, scores, offsets, frame * len(scales) + level))
-    if not found:  # the frame is smaller than any face
-        nothing = torch.zeros(0, device=table.device)
-        return Windows(nothing.long(), nothing.reshape(0, 4), nothing, nothing.reshape(0, 4))
     *parts, group = map(torch.cat, zip(*found, strict=True))
     windows = Windows(*parts).suppress(group, 0.5)
     windows = windows.suppress(windows.frame, 0.7)
     sides = (windows.boxes[:, 2:] - windows.boxes[:, :2]).repeat(1, 2)
-    return windows._replace(boxes=make_square(windows.boxes + windows.offsets * sides))
+    return windows._replace(boxes=peer.rerec(windows.boxes + windows.offsets * sides))
 
 
 def refine(table: "SumTable", rnet, windows: Windows, threshold: float) -> Windows:
     """R-Net at 24 x 24 pixels of each window."""
+    from facenet_pytorch.models.utils import detect_face as peer
+
     windows, _ = look_closer(table, rnet, windows, SIDES["RNet"], threshold)
     windows = windows.suppress(windows.frame, 0.7)
-    return windows._replace(boxes=make_square(move_sides(windows)))
+    return windows._replace(boxes=peer.rerec(peer.bbreg(windows.boxes, windows.offsets)))
 
 
-def conclude(table: "SumTable", onet, windows: Windows, threshold: float) -> list[Found]:
+def conclude(table: "SumTable", onet, windows: Windows, threshold: float) -> list[Faces]:
     """O-Net at 48 x 48 pixels of each window: the faces of each frame."""
+    from facenet_pytorch.models.utils import detect_face as peer
+
     windows, (points,) = look_closer(table, onet, windows, SIDES["ONet"], threshold)
     corner = windows.boxes[:, None, :2]
     sides = windows.boxes[:, None, 2:] - corner + 1
     landmarks = (corner + sides * points.reshape(-1, 2, 5).transpose(1, 2) - 1).cpu().numpy()
-    windows = windows._replace(boxes=move_sides(windows))
+    windows = windows._replace(boxes=peer.bbreg(windows.boxes, windows.offsets))
     frame, boxes, scores, _ = (values.cpu().numpy() for values in windows)
     found = []
     for number in range(len(table)):
         faces = np.flatnonzero(frame == number)
-        faces = faces[keep_outermost(boxes[faces], scores[faces])]
-        found.append((boxes[faces], scores[faces], landmarks[faces]))
+        if len(faces):
+            faces = faces[peer.nms_numpy(boxes[faces], scores[faces], 0.7, "Min")]
+        found.append(Faces(boxes[faces], scores[faces], landmarks[faces]))
     return found
 
 
@@ -176,43 +174,11 @@ def look_closer(
     size = BATCH[corners.device.type]
     answers = []
     for i in range(0, len(corners), size):
-        answers.append(network(table.cut(frame[i : i + size], corners[i : i + size], side)))
+        answers.append(network(table.cut(frame[i : i + size], corners[i : i + size], side, side)))
     answers = [torch.cat(values)[:n_windows] for values in zip(*answers, strict=True)]
     kept = answers[-1][:, 1] > threshold
     offsets, *more, probs = (values[kept] for values in answers)
     return windows.choose(kept)._replace(scores=probs[:, 1], offsets=offsets), more
-
-
-def move_sides(windows: Windows) -> Tensor:
-    """The boxes with each side moved by its offset; the peer counts a box's pixels from 1."""
-    boxes = windows.boxes
-    return boxes + windows.offsets * (boxes[:, 2:] - boxes[:, :2] + 1).repeat(1, 2)
-
-
-def make_square(boxes: Tensor) -> Tensor:
-    """The square around each box with the same centre and the longer side."""
-    sides = boxes[:, 2:] - boxes[:, :2]
-    longer = sides.amax(dim=1, keepdim=True)
-    corner = boxes[:, :2] + sides * 0.5 - longer * 0.5
-    return torch.cat([corner, corner + longer], dim=1)
-
-
-def keep_outermost(boxes: np.ndarray, scores: np.ndarray) -> np.ndarray:
-    """Indices of boxes, most certain first, without those that share 70 % with a better one.
-
-    The share is of the smaller box. Of scores that are equal, which is frequent near 1, the peer's
-    way to sort decides.
-    """
-    size = boxes[:, 2:] - boxes[:, :2] + 1
-    low = np.maximum(boxes[:, None, :2], boxes[None, :, :2])
-    high = np.minimum(boxes[:, None, 2:], boxes[None, :, 2:])
-    area = size.prod(axis=1)
-    shared = np.clip(high - low + 1, 0, None).prod(axis=2) / np.minimum(area[:, None], area[None])
-    kept, order = [], np.argsort(scores)[::-1]
-    while len(order):
-        kept.append(order[0])
-        order = order[1:][shared[order[0], order[1:]] <= 0.7]
-    return np.array(kept, dtype=int)
 
 
 class SumTable:
@@ -232,18 +198,15 @@ class SumTable:
     def __len__(self) -> int:
         return len(self.sums)
 
-    def shrink(self, sizes: list[tuple[int, int]]) -> list[Tensor]:
-        """The frames at each size (height, width): (N, 3, height, width) float32 in [-1, 1]."""
-        levels: list[np.ndarray] = [np.empty((len(self), 3, *size), np.float32) for size in sizes]
-        whole = np.array([[0, 0, self.width, self.height]])
-        for number in range(len(self)):  # each frame's sums are read while they are in the cache
-            for level in levels:
-                _average(self._rows, np.array([number]), whole, level[number : number + 1])
-        return [torch.from_numpy(level) for level in levels]
+    def shrink(self, scale: float) -> Tensor:
+        """All frames at a scale: (N, 3, int(H scale + 1), int(W scale + 1)) float32 in [-1, 1]."""
+        number = torch.arange(len(self), device=self.device)
+        whole = number.new_tensor([[0, 0, self.width, self.height]]).expand(len(self), 4)
+        return self.cut(number, whole, int(self.height * scale + 1), int(self.width * scale + 1))
 
-    def cut(self, frame: Tensor, corners: Tensor, side: int) -> Tensor:
-        """Windows of corners (n, 4) x0, y0, x1, y1, resized: (n, 3, side, side) in [-1, 1]."""
-        windows: np.ndarray = np.empty((len(corners), 3, side, side), np.float32)
+    def cut(self, frame: Tensor, corners: Tensor, height: int, width: int) -> Tensor:
+        """Windows of corners (n, 4) x0, y0, x1, y1, resized: (n, 3, height, width) in [-1, 1]."""
+        windows: np.ndarray = np.empty((len(corners), 3, height, width), np.float32)
         _average(self._rows, frame.numpy(), corners.numpy(), windows)
         return torch.from_numpy(windows)
 
@@ -285,15 +248,7 @@ class TorchTable(SumTable):
         sums = pictures.permute(0, 3, 1, 2).to(torch.int64).cumsum(2).cumsum(3)  # (N, 3, H, W)
         self.sums = nn.functional.pad(sums, (1, 0, 1, 0)).permute(0, 2, 3, 1).contiguous()
 
-    def shrink(self, sizes: list[tuple[int, int]]) -> list[Tensor]:
-        number = torch.arange(len(self), device=self.device)
-        whole = number.new_tensor([[0, 0, self.width, self.height]]).expand(len(self), 4)
-        return [self._means(number, whole, *size) for size in sizes]
-
-    def cut(self, frame: Tensor, corners: Tensor, side: int) -> Tensor:
-        return self._means(frame, corners, side, side)
-
-    def _means(self, frame: Tensor, corners: Tensor, height: int, width: int) -> Tensor:
+    def cut(self, frame: Tensor, corners: Tensor, height: int, width: int) -> Tensor:
         left, right = self._edges(corners[:, 0:1], corners[:, 2:3], width)
         top, bottom = self._edges(corners[:, 1:2], corners[:, 3:4], height)
 

@@ -59,11 +59,8 @@ class Request:
 
     def __call__(self, pictures: Tensor) -> list[Tensor]:
         """pictures float32 → the network's outputs, in its order."""
-        openvino = _import_openvino()
-        given = openvino.Tensor(pictures.contiguous().numpy(), shared_memory=True)
-        self._request.set_input_tensor(given)
-        self._request.infer()
-        return [torch.from_numpy(tensor.data.copy()) for tensor in self._request.output_tensors]
+        outputs = self._request.infer([pictures.contiguous().numpy()], share_inputs=True)
+        return [torch.from_numpy(values) for values in outputs.to_tuple()]
 
 
 def make_scorer(

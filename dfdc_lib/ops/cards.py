@@ -24,8 +24,7 @@ from dfdc_lib.store import WorkFolder, appear_whole, read_json
 from dfdc_lib.train import score_videos
 
 SETTINGS = [field.name for field in fields(TrainConfig)]
-RUN_COLUMNS = ["run", *SETTINGS, "processes", "trained_on", "margin", "data", "versions"]
-RUN_COLUMNS += ["as_slides", "seconds"]
+ABOUT = ("run", "processes", "trained_on", "margin", "data", "versions", "as_slides", "seconds")
 # What may differ between two runs that both train as the slides say.
 FREE_SETTINGS = ("encoder", "batch", "accumulate", "fold", "seed", "precision", "augmentation")
 SIZES = ("n<1K", "1K<n<10K", "10K<n<100K", "100K<n<1M", "n>1M")  # as hubs name them
@@ -34,15 +33,15 @@ SIZES = ("n<1K", "1K<n<10K", "10K<n<100K", "100K<n<1M", "n>1M")  # as hubs name 
 def read_runs(work: WorkFolder) -> pd.DataFrame:
     """The finished runs of a work folder (those with a held_out.csv), one row each, by name.
 
-    Columns: RUN_COLUMNS. data: SHA-256 of the folds.csv that it read; as_slides: see
+    Columns: ABOUT and SETTINGS. data: SHA-256 of the folds.csv that it read; as_slides: see
     `follows_slides`; seconds: from its first file to its last, interruptions included.
     """
     rows = [read_run(path.parent) for path in sorted(work.root.glob("runs/*/held_out.csv"))]
-    return pd.DataFrame(rows, columns=RUN_COLUMNS).astype({"as_slides": bool})
+    return pd.DataFrame(rows, columns=[*ABOUT, *SETTINGS]).astype({"as_slides": bool})
 
 
 def read_run(folder: Path) -> dict:
-    """What is known of a finished run, by the names of RUN_COLUMNS."""
+    """What is known of a finished run, by the names of ABOUT and SETTINGS."""
     about = read_json(folder / "config.json")
     config = TrainConfig(**about["settings"])
     began, ended = ((folder / n).stat().st_mtime for n in ("config.json", "held_out.csv"))

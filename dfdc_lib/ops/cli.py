@@ -9,14 +9,12 @@ import os
 import re
 import signal
 import sys
-import threading
-from collections import Counter
 from collections.abc import Callable, Sequence
 from contextlib import redirect_stderr
 from dataclasses import dataclass, field
 from itertools import takewhile
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import tyro
 from tyro.conf import FlagCreatePairsOff, OmitArgPrefixes, Positional, arg
@@ -26,9 +24,7 @@ from dfdc_lib import config
 from dfdc_lib.jobs import TIME_LIMIT, count_cores
 from dfdc_lib.progress import progress_bar
 
-if TYPE_CHECKING:
-    from dfdc_lib.predict import Verdict
-
+GOES_ON = "what is done is kept, and the same command goes on from there"
 # How options look. A margin is one word.
 Switch = FlagCreatePairsOff[bool]
 SEVERAL = arg(metavar="VIDEO_OR_FOLDER …", help_behavior_hint="(required)")
@@ -87,7 +83,7 @@ class Preprocess:
         except OSError as error:  # data often lie where nobody may write
             fix = f"({error.strerror}): name another folder with --work"
             raise OSError(f"can't write to {work.root} {fix}") from error
-        stages = [stage.strip() for stage in self.stages.split(",") if stage.strip()]
+        stages = self.stages.split(",")
         if "crop" in stages and (warning := warn_of_space(self.data, work, self.originals)):
             print(f"warning: {warning}", file=sys.stderr)
         amount = (self.workers, self.originals, self.folds, stages, self.scheduler, self.time_limit)
@@ -128,8 +124,7 @@ class Train:
         options: dict = {"overwrite": self.overwrite, "keep_every": self.keep_every}
         run = train(*where, progress=progress_bar("step"), **options)
         if not run.finished:
-            goes_on = "the same command goes on from there"
-            print(f"stopped after step {len(run.losses)}: {goes_on}", file=sys.stderr)
+            print(f"stopped after step {len(run.losses)}; {GOES_ON}", file=sys.stderr)
             return 130
         loss = run.metrics.valid_loss.iloc[-1]
         print(f"checkpoint: {run.checkpoint}; validation log loss {loss:.3f}")
@@ -159,46 +154,36 @@ class Predict:
             raise ValueError("name the videos to score, or folders that hold them")
         videos, others = submission.find_videos(self.videos)
         if others:
-            kinds = Counter(path.suffix or path.name for path in others).most_common(8)
-            told = ", ".join(f"{count} {kind}" for kind, count in kinds)
-            print(f"not videos by their names, left out: {len(others)} ({told})", file=sys.stderr)
+            told = f"{len(others)} files, such as {others[0]}"
+            print(f"left out, not videos by their names: {told}", file=sys.stderr)
         labels = submission.read_labels(self.labels) if self.labels else {}
         if labels:
             submission.match_labels(videos, labels)
         if self.out:
-            submission.check_results(self.out, self.labels)
+            submission.check_results(self.out)
         models = load_models(self.checkpoint, self.settings)
         if any(scorer.model.card.trained_on == "sample" for scorer in models.values()):
             print(f"warning: {REHEARSAL_WARNING}", file=sys.stderr)
         workers = min(len(videos) - 1, 1) if self.workers is None else self.workers
         where = (self.out, workers, self.scheduler, self.time_limit)
-        pages, verdicts = name_pages(submission.name_videos(videos)), {}
+        names, verdicts = submission.name_videos(videos), {}
         for verdict in submission.score_files(videos, models, self.settings, *where):
             verdicts[verdict.video] = verdict
             place = f"{len(verdicts)}/{len(videos)} " if len(videos) > 1 else ""
-            print(f"{place}{describe_verdict(verdict)}", flush=True)
+            print(f"{place}{submission.describe_verdict(verdict)}", flush=True)
             if self.report:
-                add_page(verdict, models, self.report / pages[verdict.video])
+                name = names[verdict.video].replace(os.sep, "__")
+                add_page(verdict, models, self.report / f"{name}.html")
         in_order = [verdicts[video] for video in videos]
         if self.out:
             submission.write_results(in_order, self.out, self.fallback)
             beside = f"{submission.STATUS} and {submission.PREDICTIONS}"
             print(f"wrote {self.out}, with {beside} beside it")
-        tell_scores(in_order, labels, self.fallback)
+        print(submission.describe_scores(in_order, labels, self.fallback))
         return 0 if all(verdict.p_fake is not None for verdict in in_order) else 1
 
 
-def name_pages(names: dict[Path, str]) -> dict[Path, str]:
-    """The file name of the page about each video, which a disk takes and no other video has."""
-    plain = {video: name.replace(os.sep, "_") for video, name in names.items()}
-    counts, pages = Counter(plain.values()), {}
-    for number, (video, name) in enumerate(plain.items()):
-        fits = len(name.encode()) <= 150 and counts[name] == 1
-        pages[video] = f"{name}.html" if fits else f"{name[:60]}_{number}.html"
-    return pages
-
-
-def add_page(verdict: "Verdict", models: dict, path: Path) -> None:
+def add_page(verdict, models: dict, path: Path) -> None:
     """Write the page about a video; where that fails, say so: the verdict stands."""
     from dfdc_lib.ops.pages import write_page
     from dfdc_lib.video import VideoError
@@ -209,41 +194,6 @@ def add_page(verdict: "Verdict", models: dict, path: Path) -> None:
         print(f"no page about {verdict.video}: {error}", file=sys.stderr)
 
 
-def describe_verdict(verdict: "Verdict") -> str:
-    """A video's score, and why it has none, or is not of the whole video."""
-    from dfdc_lib.video import printable
-
-    words = f"{printable(verdict.video)}: {verdict.status}: "
-    if verdict.p_fake is None:
-        return words + verdict.reason
-    words += f"p_fake {verdict.p_fake:.3f}, {verdict.n_faces} faces in {verdict.n_frames} frames"
-    if len(people := verdict.people) > 1:
-        words += ", by person " + ", ".join(f"{p:.3f}" for p in people.p_fake)
-    return f"{words} ({verdict.reason})" if verdict.reason else words
-
-
-def tell_scores(verdicts: "list[Verdict]", labels: dict[str, int], fallback: float | None) -> None:
-    """How many videos have a score, what it means, and how good the scores are, by the labels."""
-    from dfdc_lib.metrics import at_base_rate
-    from dfdc_lib.ops.submission import measure_verdicts
-
-    count = sum(verdict.p_fake is not None for verdict in verdicts)
-    others = "" if fallback is None else f"; the others count as {fallback} in the submission"
-    coverage = f"coverage {count / len(verdicts):.0%}"
-    print(f"{count} of {len(verdicts)} videos have a score ({coverage}){others}")
-    if count:
-        share = f"a calibrated 0.9 means {at_base_rate(0.9, 0.01):.0%}"
-        print(f"a score is no proof: where one video in a hundred is fake, {share}")
-    if labels:
-        instead = 0.5 if fallback is None else fallback
-        found = measure_verdicts(verdicts, labels, instead)
-        losses = found["log_loss_scored"], found["log_loss_all"]
-        told = "log loss {:.3f} over the scored, {:.3f} over all".format(*losses)
-        print(told if count == len(verdicts) else f"{told}, the others counted as {instead}")
-        if unused := len(labels) - len(verdicts):
-            print(f"{unused} videos have a label and were not among those given")
-
-
 @dataclass
 class Doctor:
     """Say what works here, what does not, and what to do."""
@@ -252,7 +202,6 @@ class Doctor:
     work: Path | None = None  # a work folder: is all there and whole?
     pictures: Switch = False  # decode every crop and mask in it
     strike: Switch = False  # let the next `dfdc preprocess` make again what is wrong in it
-    show: int = 3  # how many names to give of what is wrong in it
     estimate: int = 0  # what preprocessing --data will take so many workers, from a few videos
     checkpoint: Files = ()  # or folders: which bytes is it, does it load, does it tell fakes?
 
@@ -267,8 +216,8 @@ class Doctor:
         findings = check_environment()
         findings += [check_data(self.data)] if self.data else []
         if self.work:
-            how = (self.show, self.pictures, self.strike)
-            findings += check_work(WorkFolder(self.work), self.data, *how)
+            how = {"pictures": self.pictures, "strike": self.strike}
+            findings += check_work(WorkFolder(self.work), **how)
         findings += check_checkpoints(self.checkpoint)
         for finding in findings:
             advice = f" ({finding.advice})" if finding.advice else ""
@@ -291,8 +240,7 @@ def start_settings(
 
 def read_command(words: Sequence[str]) -> Callable[[], int]:
     """The subcommand that the words ask for. Raises ValueError, of one line, for wrong ones."""
-    tyro._experimental_options["ansi_codes"] = False  # so that errors can be read
-    tyro._experimental_options["utf8_boxes"] = False
+    tyro._experimental_options.update({"ansi_codes": False, "utf8_boxes": False})  # plain errors
     said = io.StringIO()
     try:
         with redirect_stderr(said):
@@ -300,16 +248,18 @@ def read_command(words: Sequence[str]) -> Callable[[], int]:
     except SystemExit as end:
         if not end.code:  # --help
             raise
-        raise ValueError(shorten_error(said.getvalue())) from None
+        # tyro draws a box: what is wrong stands in the paragraph below its title.
+        lines = (line.strip() for line in said.getvalue().splitlines()[2:])
+        wrong = " ".join(takewhile(lambda line: line.strip("-"), lines))
+        wrong = re.sub(r"^Error parsing (__tyro\S+: )?", "", wrong).rstrip(".")
+        raise ValueError(f"{wrong} (see --help)") from None
 
 
 def parse_words(words: Sequence[str]) -> Callable[[], int]:
     """The subcommand, by tyro, which prints what is wrong and exits."""
     registry = ConstructorRegistry()
     registry.primitive_rule(lambda info: MARGIN if info.type is config.Margin else None)
-    training = config.TrainConfig()
-    if words[:1] == ["train"]:
-        training, _ = tyro.cli(start_settings, args=words, return_unknown_args=True, add_help=False)
+    training, _ = tyro.cli(start_settings, args=words, return_unknown_args=True, add_help=False)
     train = tyro.conf.subcommand("train", default=Train(tyro.MISSING, tyro.MISSING, training))
     return tyro.cli(
         Sample | Preprocess | Annotated[Train, train] | Predict | Doctor,
@@ -321,26 +271,17 @@ def parse_words(words: Sequence[str]) -> Callable[[], int]:
     )
 
 
-def shorten_error(box: str) -> str:
-    """What tyro says of wrong words, in one line: the paragraph below the box's title."""
-    lines = (line.strip() for line in box.splitlines()[2:])
-    said = " ".join(takewhile(lambda line: line.strip("-"), lines))
-    return re.sub(r"^Error parsing (__tyro\S+: )?", "", said).rstrip(".") + " (see --help)"
-
-
 def main(argv: list[str] | None = None) -> int:
     """Run one command; return its exit code. An error that the user can fix is one line."""
     try:
         command = read_command(sys.argv[1:] if argv is None else argv)
-        if threading.current_thread() is threading.main_thread():  # clusters end jobs by SIGTERM
-            signal.signal(signal.SIGTERM, signal.default_int_handler)
+        signal.signal(signal.SIGTERM, signal.default_int_handler)  # as clusters end their jobs
         return command()
     except (OSError, ValueError) as error:
         print(f"dfdc: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
-        kept = "what is done is kept, and the same command goes on from there"
-        print(f"dfdc: stopped; {kept}", file=sys.stderr)
+        print(f"dfdc: stopped; {GOES_ON}", file=sys.stderr)
         return 130
 
 

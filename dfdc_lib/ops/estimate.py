@@ -37,9 +37,7 @@ def estimate_run(
             started = time.perf_counter()
             status = preprocess(data, work, config, originals=n_originals).status
             seconds = time.perf_counter() - started
-            made = [
-                path for kind in work.root.iterdir() if kind.is_dir() for path in kind.rglob("*.*")
-            ]
+            made = list(work.root.glob("*/**/*.*"))
             size = sum(-(-path.stat().st_size // 4096) * 4096 for path in made)  # in whole blocks
     finally:
         use_cores(before)
@@ -56,7 +54,7 @@ def warn_of_space(data: Path, work: WorkFolder, originals: int = 0) -> str:
     """A sentence where the disk will hardly hold the crops and masks that are to be made, or ""."""
     chosen = choose_originals(read_metadata(data), originals, data)
     made = {path.name for path in (work.root / "crops").glob("*")}
-    new = [row.file for row in chosen.itertuples() if row.video_id not in made]
+    new = chosen.file[~chosen.video_id.isin(made)]
     count = sum(os.path.exists(Path(data) / file) for file in new)
     standing = next(path for path in (work.root, *work.root.absolute().parents) if path.exists())
     needed, free = count * BYTES_A_VIDEO / 1e9, shutil.disk_usage(standing).free / 1e9

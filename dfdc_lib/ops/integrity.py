@@ -1,30 +1,18 @@
 """Is a work folder all there and whole? Its journal against its folders, and what to do."""
 
-import os
 from collections.abc import Iterator, Sequence
-from pathlib import Path
 from typing import NamedTuple
 
 import pandas as pd
 
 from dfdc_lib.dataset import read_folds
-from dfdc_lib.metadata import MetadataError, read_metadata
-from dfdc_lib.model import read_weights
 from dfdc_lib.ops.doctor import Finding
-from dfdc_lib.ops.pipeline import PASSING, Line, append_lines, read_status
-from dfdc_lib.store import (
-    DamagedFile,
-    WorkFolder,
-    file_size,
-    hold,
-    list_faces,
-    read_png,
-)
+from dfdc_lib.ops.pipeline import PASSING, Key, Line, append_lines, read_status
+from dfdc_lib.store import DamagedFile, WorkFolder, hold, list_faces, read_png
 
 KINDS = {"detect": "boxes", "crop": "crops", "masks": "masks"}  # stage → folder of what it makes
 AGAIN = "run `dfdc preprocess` again"
 STRIKE = f"strike them out with `dfdc doctor --strike`, then {AGAIN}"
-Lines = dict[tuple[str, str], Line]  # (video_id, stage) → its line
 
 
 class Fault(NamedTuple):
@@ -33,21 +21,17 @@ class Fault(NamedTuple):
     what: str
     names: list[str]
     fix: str
-    keys: Sequence[tuple[str, str]] = ()  # (video_id, stage) that must be done again
+    keys: Sequence[Key] = ()  # what must be done again
 
 
 def check_work(
-    work: WorkFolder,
-    data: Path | None = None,
-    show: int = 3,
-    pictures: bool = False,
-    strike: bool = False,
+    work: WorkFolder, show: int = 3, pictures: bool = False, strike: bool = False
 ) -> list[Finding]:
-    """Does a work folder hold what its journal says, and nothing else?
+    """Does a work folder hold what its journal says?
 
-    data: the videos' folder, to find videos that have changed since. show: how many names a finding
-    gives. pictures: decode every crop and mask too. strike: strike out the lines of what is missing
-    or damaged, so that the next `dfdc preprocess` makes it again; else nothing is changed.
+    show: how many names a finding gives. pictures: decode every crop and mask too. strike: strike
+    out the lines of what is missing or damaged, so that the next `dfdc preprocess` makes it again;
+    else nothing is changed.
     """
     try:
         recipe, status = work.read_recipe(), read_status(work)
@@ -56,10 +40,9 @@ def check_work(
     done = {key: line for key, line in status.items() if line.status not in PASSING}
     n_crops = sum(line.count for line in done.values() if line.stage == "crop")
     found = f"{len({v for v, _ in status})} videos of {recipe['data']}, {n_crops} crops"
-    checks = [find_incomplete(work, done), find_orphaned(work, status), compare_folds(work, done)]
+    checks = [find_incomplete(work, done), *compare_folds(work, done)]
     checks += [find_broken(work)] if pictures else []
-    checks += [find_changed(done, data)] if data else []
-    faults = [fault for check in (*checks, check_runs(work)) for fault in check if fault.names]
+    faults = [fault for fault in checks if fault.names]
     if strike and (keys := sorted({key for fault in faults for key in fault.keys})):
         with hold(work.status):
             append_lines(work, [Line(*key, "pending", 0, "struck out", None) for key in keys])
@@ -71,7 +54,7 @@ def check_work(
     return findings
 
 
-def find_incomplete(work: WorkFolder, done: Lines) -> Iterator[Fault]:
+def find_incomplete(work: WorkFolder, done: dict[Key, Line]) -> Fault:
     """What the journal counts and is not there, or can't be read."""
     keys = []
     for (video_id, stage), line in done.items():
@@ -86,21 +69,10 @@ def find_incomplete(work: WorkFolder, done: Lines) -> Iterator[Fault]:
             found = -1
         if found != line.count:
             keys.append((video_id, stage))
-    yield Fault("incomplete", [f"{KINDS[stage]}/{v}" for v, stage in keys], STRIKE, keys)
+    return Fault("incomplete", [f"{KINDS[stage]}/{v}" for v, stage in keys], STRIKE, keys)
 
 
-def find_orphaned(work: WorkFolder, status: Lines) -> Iterator[Fault]:
-    """What no line of the journal knows of."""
-    names = []
-    for stage, kind in KINDS.items():
-        folder = work.root / kind
-        there = sorted(os.listdir(folder)) if folder.exists() else []
-        alien = [name for name in there if (name.removesuffix(".json"), stage) not in status]
-        names += [f"{kind}/{name}" for name in alien]
-    yield Fault("orphaned", names, f"{AGAIN}; what is still named then may be deleted")
-
-
-def compare_folds(work: WorkFolder, done: Lines) -> Iterator[Fault]:
+def compare_folds(work: WorkFolder, done: dict[Key, Line]) -> Iterator[Fault]:
     """Does folds.csv name as many crops as there are, and split no original from its fakes?"""
     fix = f"{AGAIN}: it writes folds.csv again"
     counted = pd.Series({v: line.count for (v, stage), line in done.items() if stage == "crop"})
@@ -118,7 +90,7 @@ def compare_folds(work: WorkFolder, done: Lines) -> Iterator[Fault]:
     yield Fault("a leak: folds.csv splits an original from its fakes", split, fix)
 
 
-def find_broken(work: WorkFolder) -> Iterator[Fault]:
+def find_broken(work: WorkFolder) -> Fault:
     """The pictures that do not decode."""
     names, keys = [], []
     for stage, kind in (("crop", "crops"), ("masks", "masks")):
@@ -128,27 +100,4 @@ def find_broken(work: WorkFolder) -> Iterator[Fault]:
             except DamagedFile:
                 names.append(str(path.relative_to(work.root)))
                 keys.append((path.parent.name, stage))
-    yield Fault("damaged pictures", names, STRIKE, keys)
-
-
-def find_changed(done: Lines, data: Path) -> Iterator[Fault]:
-    """The videos that have another size than when they were read."""
-    try:
-        table = read_metadata(data)
-    except (FileNotFoundError, MetadataError):  # `doctor.check_data` says what is wrong
-        return
-    sizes = {row.video_id: file_size(data / row.file) for row in table.itertuples()}
-    read = {video_id: line.bytes for (video_id, _), line in done.items()}
-    changed = [v for v, size in read.items() if sizes.get(v) not in (None, size)]
-    yield Fault("videos that have changed since they were read", changed, AGAIN)
-
-
-def check_runs(work: WorkFolder) -> Iterator[Fault]:
-    """The runs whose checkpoints can't be opened."""
-    names = []
-    for path in sorted((work.root / "runs").glob("*/*.pt")):
-        try:
-            read_weights(path)
-        except ValueError:
-            names.append(f"runs/{path.parent.name}/{path.name}")
-    yield Fault("damaged checkpoints", names, "delete it; of a last.pt the run's whole folder")
+    return Fault("damaged pictures", names, STRIKE, keys)

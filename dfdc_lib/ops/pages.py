@@ -24,7 +24,6 @@ from dfdc_lib.rehearsal.sample import credit
 from dfdc_lib.store import appear_whole
 from dfdc_lib.video import iterate_frames
 
-BASE_RATES = (0.5, 0.1, 0.01, 0.001)
 TEMPLATES = Environment(  # file names and reasons come from strangers: all values are escaped
     loader=PackageLoader("dfdc_lib.ops"),
     autoescape=True,
@@ -42,9 +41,12 @@ def write_page(verdict: Verdict, models: dict[str, Scorer], out: Path) -> Path:
     values: dict = {"verdict": verdict, "cards": cards, "credit": credit(verdict.video)}
     values["warning"] = REHEARSAL_WARNING if is_rehearsal else ""
     if verdict.p_fake is not None:
-        values["base_rates"] = {rate: at_base_rate(verdict.p_fake, rate) for rate in BASE_RATES}
+        rates = (0.5, 0.1, 0.01, 0.001)
+        values["base_rates"] = {rate: at_base_rate(verdict.p_fake, rate) for rate in rates}
         values["timeline"] = embed(plot_people(verdict.faces))
-        values["suspects"] = draw_suspects(verdict, models)
+        crops, maps, titles = explain_suspects(verdict, models, 4)
+        titles += [""] * len(maps)
+        values["suspects"] = embed(show_pictures([*crops, *maps], titles, columns=len(crops)))
     page = TEMPLATES.get_template("page.html").render(values)
     with appear_whole(out) as temporary:  # a file name need not be Unicode: "replace" shows a "?"
         temporary.write_text(page, encoding="utf-8", errors="replace")
@@ -64,12 +66,6 @@ def explain(model: DeepfakeClassifier, crop: torch.Tensor) -> np.ndarray:
     return heat / max(heat.max(), 1e-7)
 
 
-def overlay(picture: np.ndarray, heat: np.ndarray) -> np.ndarray:
-    """Lay a heat map (S, S) in [0, 1] over a picture (S, S, 3) uint8 RGB."""
-    colours = plt.get_cmap("magma")(heat)[..., :3] * 255
-    return (0.5 * picture + 0.5 * colours).round().astype(np.uint8)
-
-
 def pick_suspects(faces: pd.DataFrame, n_crops: int) -> pd.DataFrame:
     """The faces with the highest mean p_fake over models, by person and time."""
     place = ["frame_idx", "face_idx", "x0", "y0", "x1", "y1"]
@@ -83,34 +79,21 @@ def explain_suspects(
 ) -> tuple[list[np.ndarray], list[np.ndarray], list[str]]:
     """The most suspicious crops (S, S, 3) uint8 RGB, the same under Grad-CAM, and titles.
 
-    Crops are as the first model sees them. The map is the mean over the models that see the same
-    part of the frame: those with the first one's margin.
+    Crops are as the first model sees them, and maps are its own; p_fake is the mean over models.
     """
-    networks = [scorer.model for scorer in models.values()]
-    cuts = [Cut.of(network.card, verdict.procedure) for network in networks]
-    alike = [both for both in zip(networks, cuts, strict=True) if both[1].margin == cuts[0].margin]
+    model = next(iter(models.values())).model
+    cut = Cut.of(model.card, verdict.procedure)
     suspects = pick_suspects(verdict.faces, n_crops)
     frames = dict(iterate_frames(verdict.video, suspects.frame_idx))
     crops, maps, titles = [], [], []
     for row in suspects[suspects.frame_idx.isin(list(frames))].itertuples():
-        box, views, heats = np.array([row.x0, row.y0, row.x1, row.y1]), [], []
-        for network, cut in alike:
-            crop = cut_crop(frames[row.frame_idx], box, cut)
-            views.append(valid_transforms(cut.size)(image=crop)["image"])
-            heats.append(cv2.resize(explain(network, views[-1]), (cuts[0].size, cuts[0].size)))
-        crops.append(undo_normalise(views[0]))
-        maps.append(overlay(crops[-1], np.mean(heats, axis=0)))
+        crop = cut_crop(frames[row.frame_idx], np.array([row.x0, row.y0, row.x1, row.y1]), cut)
+        view = valid_transforms(cut.size)(image=crop)["image"]
+        colours = plt.get_cmap("magma")(explain(model, view))[..., :3] * 255
+        crops.append(undo_normalise(view))
+        maps.append((0.5 * crops[-1] + 0.5 * colours).round().astype(np.uint8))
         titles.append(f"frame {row.frame_idx}, person {row.face_idx}\np_fake {row.p_fake:.2f}")
     return crops, maps, titles
-
-
-def draw_suspects(verdict: Verdict, models: dict[str, Scorer]) -> str:
-    """The four most suspicious faces above their maps, as `embed`; "" where no frame came back."""
-    crops, maps, titles = explain_suspects(verdict, models, 4)
-    if not crops:
-        return ""
-    titles += [""] * len(maps)
-    return embed(show_pictures([*crops, *maps], titles, columns=len(crops)))
 
 
 def embed(figure: Figure) -> str:

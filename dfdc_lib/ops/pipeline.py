@@ -10,8 +10,10 @@ import importlib.metadata
 import io
 import os
 import sys
-from collections import Counter, defaultdict
+from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
+from functools import lru_cache, partial
+from itertools import product
 from pathlib import Path
 from typing import NamedTuple
 
@@ -39,8 +41,8 @@ from dfdc_lib.store import (
 PASSING = ("pending", "missing_file", "unreadable", "crashed", "timeout", "out_of_memory", "error")
 FOLD_COLUMNS = ["video_id", "file", "label", "original_id", "frame_idx", "face_idx", "part", "fold"]
 PLACE_COLUMNS = ["x0", "y0", "x1", "y1"]  # of a crop in its frame, whole pixels
-# What runs leave in a work folder beside its recipe; the last three only those of earlier versions.
-MADE = ("status.csv", "folds.csv", "boxes", "crops", "masks", "manifest", "source.json", "attempts")
+MADE = ("status.csv", "folds.csv", "boxes", "crops", "masks")  # in a work folder, by its recipe
+Key = tuple[str, str]  # (video_id, stage)
 VERSIONS = ("dfdc-lib", "facenet-pytorch", "torch", "opencv-python-headless", "av")
 
 
@@ -100,12 +102,12 @@ def preprocess(
         remove(work.unfinished)  # of killed runs: a late worker finds no place for what it makes
         status = StatusTable(work, chosen, data)
         done = 0
-        for label in (0, 1) if set(stages) - {"folds"} else ():
-            rows = [row for row in status.rows if row.label == label]
-            todo = {row: some for row in rows if (some := status.plan(row, stages))}
+        for label in (0, 1):
+            rows = chosen[chosen.label == label]
             jobs = [
-                (data / row.file, work, config, row.video_id, row.original_id, some)
-                for row, some in todo.items()
+                (data / row.file, work, config, row.video_id, row.original_id, todo)
+                for row in rows.itertuples()
+                if (todo := status.plan(row, stages))
             ]
             done += len(rows) - len(jobs)
             progress(done, len(chosen))
@@ -135,12 +137,9 @@ def require_recipe(data: Path, work: WorkFolder, config: PreprocessConfig, overw
     if not work.recipe.exists():
         write_json(work.recipe, recipe)
     before = work.read_recipe()["versions"]
-    changed = [
-        f"{n} {before.get(n)} → {now}" for n, now in versions.items() if before.get(n) != now
-    ]
-    if changed:
-        begun = f"since {work.root} was begun, libraries changed"
-        print(f"{begun}: {', '.join(changed)}", file=sys.stderr)
+    changed = sorted(versions.items() - before.items())
+    if told := ", ".join(f"{name} {before.get(name)} → {now}" for name, now in changed):
+        print(f"since {work.root} was begun, libraries changed: {told}", file=sys.stderr)
 
 
 def compare_recipe(work: WorkFolder, recipe: dict) -> str:
@@ -183,19 +182,15 @@ def choose_originals(table: pd.DataFrame, count: int, data: Path) -> pd.DataFram
 class StatusTable:
     """What is known of each stage of each video: status.csv, and what is to be done next.
 
-    rows: the videos of this run, as `read_metadata` lists them in `table`.
+    table: the videos of this run, as `read_metadata` lists them.
     """
 
     def __init__(self, work: WorkFolder, table: pd.DataFrame, data: Path):
         self.work = work
         self.lines = read_status(work)
-        self.rows = list(table.itertuples(index=False))
-        self.listed = set(table.video_id)
-        self.sizes = {row.video_id: file_size(data / row.file) for row in self.rows}
-        self.fakes_of: dict[str, list[str]] = defaultdict(list)
-        for row in self.rows:
-            if row.label:
-                self.fakes_of[row.original_id].append(row.video_id)
+        self.sizes = {row.video_id: file_size(data / row.file) for row in table.itertuples()}
+        fakes = table[table.label == 1]
+        self.fakes_of = fakes.groupby("original_id").video_id.agg(list).to_dict()
         self.tally: Counter[tuple[str, str]] = Counter()
 
     def count(self, video_id: str, stage: str) -> int | None:
@@ -208,37 +203,40 @@ class StatusTable:
 
     def plan(self, row, asked: Sequence[str]) -> tuple[str, ...]:
         """The stages of a video that are to be done now; the way is cleared for them."""
-        todo: list[str] = []
-        lost = self._lack_of_original(row) if row.label else None
-        if lost is not None:
-            self._give_up(row.video_id, lost, asked)
+        if row.label and (lost := self._lack_of_original(row)):
+            if "crop" in asked and self.count(row.video_id, "crop") is None:
+                self.begin(row.video_id, "crop")
+                self.add([Line(row.video_id, *lost, self.sizes[row.video_id])])
             return ()
+        todo: list[Key] = []
         for stage in ("crop", "masks") if row.label else ("detect", "crop"):
             if stage not in asked:
                 continue
-            needs = self._needs(row, stage)
-            others = [pair for pair in needs if pair[0] != row.video_id or pair[1] not in todo]
-            counts, again = [self.count(*pair) for pair in others], len(others) < len(needs)
-            # A stage waits for those that it is made from; of nothing there is nothing to make.
-            if None in counts:
-                self.tally[stage, "not ready"] += 1
-            elif again or (counts[:1] != [0] and self.count(row.video_id, stage) is None):
-                todo.append(stage)
+            if action := self._why_not(row, stage, todo):
+                self.tally[stage, action] += 1
             else:
-                self.tally[stage, "kept"] += 1
-        self.begin(row.video_id, todo)
-        return tuple(todo)
+                self.begin(row.video_id, stage)
+                todo.append((row.video_id, stage))
+        return tuple(stage for _, stage in todo)
 
-    def _needs(self, row, stage: str) -> list[tuple[str, str]]:
-        """The (video, stage) pairs that a stage of a video is made from."""
-        if stage == "masks":
-            return [(row.video_id, "crop"), (row.original_id, "crop")]
-        return [(row.original_id, "detect")] if stage == "crop" else []
+    def _why_not(self, row, stage: str, todo: list[Key]) -> str:
+        """What keeps a stage from being done now: "kept", "not ready" or "". todo: what is done."""
+        if self.count(row.video_id, stage) is not None:
+            return "kept"
+        made_from = {
+            "detect": [],
+            "crop": [(row.original_id, "detect")],
+            "masks": [(row.video_id, "crop"), (row.original_id, "crop")],
+        }
+        counts = [self.count(*key) for key in made_from[stage] if key not in todo]
+        if 0 in counts:  # of nothing there is nothing to make
+            return "kept"
+        return "not ready" if None in counts else ""
 
     def _lack_of_original(self, row) -> Outcome | None:
         """Why a fake can't be cropped, where that is so."""
         original_id = row.original_id
-        if original_id not in self.listed:
+        if original_id not in self.sizes:
             return Outcome("crop", "missing_original", 0, f"{original_id} is not listed")
         found = self.lines.get((original_id, "detect"))
         if found is None or found.status == "pending" or found.count:
@@ -247,28 +245,21 @@ class StatusTable:
         reason = f"face detection in the original, {original_id}, ended with {found.status}"
         return Outcome("crop", status.get(found.status, "broken_original"), 0, reason)
 
-    def _give_up(self, video_id: str, lost: Outcome, asked: Sequence[str]) -> None:
-        line = Line(video_id, *lost, self.sizes[video_id])
-        if "crop" in asked and self.lines.get((video_id, "crop")) != line:
-            self.begin(video_id, ["crop"])
-            self.add([line])
+    def begin(self, video_id: str, stage: str) -> None:
+        """Remove what a stage made of a video, and all that later stages made of its family.
 
-    def begin(self, video_id: str, stages: Sequence[str]) -> None:
-        """Remove what these stages made of a video, and strike out what was built on it."""
-        for stage in stages:
-            if stage != "detect":
+        The journal says of the latter that it is pending.
+        """
+        family = [video_id, *self.fakes_of.get(video_id, [])]
+        later = product(family, STAGES[STAGES.index(stage) + 1 :])
+        struck = [key for key in later if key in self.lines]
+        for made_of, maker in [(video_id, stage), *struck]:
+            if maker != "detect":
                 self.work.folds.unlink(missing_ok=True)  # before what it names may change
-            remove(self.work.artifact(stage, video_id))
-            family = [video_id, *self.fakes_of.get(video_id, [])] if stage != "masks" else []
-            later = "crop" if stage == "detect" else "masks"
-            for other_id in family:
-                if (other_id, later) in self.lines and (other_id, later) != (video_id, stages[-1]):
-                    self.strike(other_id, later, f"{stage} of {video_id} is done again")
-
-    def strike(self, video_id: str, stage: str, reason: str) -> None:
-        """Let the next run do a stage of a video again, and what builds on it."""
-        self.begin(video_id, [stage])
-        self.add([Line(video_id, stage, "pending", 0, reason, None)])
+            remove(self.work.artifact(maker, made_of))
+        if struck:
+            reason = f"{stage} of {video_id} is done again"
+            self.add([Line(*key, "pending", 0, reason, None) for key in struck])
 
     def record(self, job: tuple, result: "list[Outcome] | Lost") -> None:
         """Write into the journal what a job brought."""
@@ -292,12 +283,13 @@ class StatusTable:
             return place.get(line.video_id, last), line.video_id, STAGES.index(line.stage)
 
         lines = sorted(self.lines.values(), key=order)
-        Journal(self.work.status).rewrite(map(_format, [Line._fields, *lines]))
+        with appear_whole(self.work.status) as temporary:
+            Journal(temporary).append(map(_format, [Line._fields, *lines]))
         return pd.DataFrame(lines, columns=Line._fields)
 
 
-def read_status(work: WorkFolder) -> dict[tuple[str, str], Line]:
-    """(video_id, stage) → its last line in the journal. Raises DamagedFile for what is none."""
+def read_status(work: WorkFolder) -> dict[Key, Line]:
+    """The last line of each video and stage in the journal. Raises DamagedFile for what is none."""
     lines = {}
     try:
         for video_id, stage, status, count, *rest in csv.reader(Journal(work.status).lines()[1:]):
@@ -325,7 +317,7 @@ def _format(values: Iterable) -> str:
 
 
 def write_folds(work: WorkFolder, table: pd.DataFrame, n_folds: int, status: StatusTable) -> str:
-    """Write folds.csv: one row a crop, in a fixed order. Returns in words how the folds were cut.
+    """Write folds.csv: one row a crop, in the table's order. Returns how the folds were cut.
 
     Raises ValueError where an original and its fakes would be split: nothing may be measured with
     such folds.
@@ -333,30 +325,20 @@ def write_folds(work: WorkFolder, table: pd.DataFrame, n_folds: int, status: Sta
     table = table.assign(fold=assign_folds(table, n_folds))
     if (table.groupby("original_id").fold.nunique() > 1).any():
         raise ValueError("a leak: an original and its fakes are in different folds")
-    table = table.sort_values(["part", "video_id"], ignore_index=True)
-    crops: list[np.ndarray] = [np.zeros((0, 6), np.int32)] * len(table)  # frame, face, place
-    families = defaultdict(list)
-    for row in table.itertuples():
-        if status.count(row.video_id, "crop"):
-            families[row.original_id].append(row)
-    for original_id, family in families.items():
-        places = read_places(work, original_id)
-        for row in family:
-            faces = list_faces(work.crops(row.video_id))
-            if alien := [face for face in faces if face not in places]:
-                name, fix = face_file(*alien[0]), "`dfdc doctor --work` says how to fix that"
-                boxes = work.boxes(original_id)
-                raise DamagedFile(f"{boxes} knows nothing of crops/{row.video_id}/{name}: {fix}")
-            crops[row.Index] = np.array([(*face, *places[face]) for face in faces], np.int32)
-    counts = np.array([len(some) for some in crops], int)
+    used = table[[bool(status.count(video_id, "crop")) for video_id in table.video_id]]
+    read_family = lru_cache(2000)(partial(read_places, work))  # a part of DFDC has 400 originals
+    n_crops = 0
     with appear_whole(work.folds) as temporary, open(temporary, "w", encoding="utf-8") as file:
-        pd.DataFrame(columns=FOLD_COLUMNS + PLACE_COLUMNS).to_csv(file, index=False)
-        for start in range(0, len(table), 10_000):  # all at once would be gigabytes
-            some = slice(start, start + 10_000)
-            rows = table.iloc[np.repeat(table.index[some], counts[some])]
-            numbers = np.concatenate(crops[some])
-            rows = rows.assign(frame_idx=numbers[:, 0], face_idx=numbers[:, 1])
-            rows[PLACE_COLUMNS] = numbers[:, 2:]
-            rows[FOLD_COLUMNS + PLACE_COLUMNS].to_csv(file, index=False, header=False)
-    used = table[counts > 0]
-    return f"{counts.sum()} crops; {describe_folds(used, used.fold.to_numpy())}"
+        writer = csv.writer(file, lineterminator="\n")
+        writer.writerow(FOLD_COLUMNS + PLACE_COLUMNS)
+        for row in used.itertuples():
+            places = read_family(row.original_id)
+            video = (row.video_id, row.file, row.label, row.original_id)
+            for face in list_faces(work.crops(row.video_id)):
+                if face not in places:
+                    name, boxes = face_file(*face), work.boxes(row.original_id)
+                    fix = "`dfdc doctor --work` says how to fix that"
+                    raise DamagedFile(f"{boxes} lacks the face of {row.video_id}/{name}: {fix}")
+                writer.writerow((*video, *face, row.part, row.fold, *places[face]))
+                n_crops += 1
+    return f"{n_crops} crops; {describe_folds(used, used.fold.to_numpy())}"

@@ -9,7 +9,7 @@ import importlib.metadata
 import json
 import os
 import re
-from collections import Counter, defaultdict
+from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, replace
 from functools import lru_cache
@@ -24,6 +24,7 @@ from dfdc_lib.jobs import TIME_LIMIT, Lost, run_jobs
 from dfdc_lib.metadata import MetadataError, find_parts, read_part
 from dfdc_lib.metrics import log_loss
 from dfdc_lib.predict import (
+    NO_FACES,
     Cut,
     Scorer,
     Verdict,
@@ -60,9 +61,9 @@ def score_files(
     """Yield the verdict on each video, as they come; first those that a stopped call has made.
 
     models: name → scorer, the names being paths of checkpoints. out: the submission that the
-    verdicts are for: they are kept in a journal beside it. workers: processes that
-    decode and find faces; with 0 a thread of this one does. time_limit: seconds a video, for them.
-    scheduler: of a Dask cluster, whose workers load the checkpoints too.
+    verdicts are for: they are kept in a journal beside it. workers: processes that decode and find
+    faces; with 0 this one does. time_limit: seconds a video, for them. scheduler: of a Dask
+    cluster, whose workers load the checkpoints too.
 
     Raises ValueError where another call writes `out`, or a stopped one had other settings.
     """
@@ -73,14 +74,16 @@ def score_files(
     journal = Journal(journal_of(out))
     with hold(journal.path):
         kept = _read_journal(journal, _describe_call(models, config))
-        sizes = {video: file_size(video) for video in videos}
-        known = {video: kept[key] for video in videos if (key := _key(video, sizes[video])) in kept}
-        yield from (replace(verdict, video=video) for video, verdict in known.items())
-        others = [video for video in videos if video not in known]
+        # A video file as it is now.
+        keys = {v: f"{file_size(v)} {printable(os.path.abspath(v))}" for v in videos}
+        for video in videos:
+            if keys[video] in kept:
+                yield replace(kept[keys[video]], video=video)
+        others = [video for video in videos if keys[video] not in kept]
         for verdict in _score(others, models, config, workers, scheduler, time_limit):
             if verdict.status not in TRIED_AGAIN:
-                entry = {"key": _key(verdict.video, sizes[verdict.video])} | _pack(verdict)
-                journal.append([json.dumps(entry)])
+                plain = {"video": keys[verdict.video], "faces": verdict.faces.to_dict("list")}
+                journal.append([json.dumps(vars(verdict) | plain)])
             yield verdict
 
 
@@ -92,9 +95,6 @@ def _score(
     scheduler: str,
     time_limit: float,
 ) -> Iterator[Verdict]:
-    if not (workers or scheduler):
-        yield from predict_videos(videos, models, config)
-        return
     if not scheduler:
         cuts = frozenset(Cut.of(scorer.model.card, config.procedure) for scorer in models.values())
         cutting = ((video, config, cuts) for video in videos)
@@ -135,20 +135,15 @@ def _describe_call(models: dict[str, Scorer], config: PredictConfig) -> dict:
     return {"config": asdict(config), "checkpoints": digests, "openvino": openvino, **libraries}
 
 
-def _key(video: Path, size: int | None) -> str:
-    """A video file as it is now."""
-    return f"{size} {printable(os.path.abspath(video))}"
-
-
 def _read_journal(journal: Journal, call: dict) -> dict[str, Verdict]:
     """The verdicts that a stopped call of the same settings has made; begins the journal."""
     try:
         stored, *entries = map(json.loads, journal.lines() or [json.dumps(call)])
-        kept = {entry.pop("key"): _unpack(entry) for entry in entries}
+        faces = [pd.DataFrame(entry.pop("faces")) for entry in entries]
+        kept = {e["video"]: Verdict(**e, faces=f) for e, f in zip(entries, faces, strict=True)}
     except (ValueError, KeyError, TypeError) as error:
-        raise DamagedFile(
-            f"{journal.path} is damaged: delete it, and all is scored again"
-        ) from error
+        fix = "delete it, and all is scored again"
+        raise DamagedFile(f"{journal.path} is damaged: {fix}") from error
     if stored != call:
         changed = ", ".join(name for name in call if stored.get(name) != call[name])
         ways = f"name another --out, or delete {journal.path} to begin again"
@@ -156,18 +151,6 @@ def _read_journal(journal: Journal, call: dict) -> dict[str, Verdict]:
     if not journal.path.exists():
         journal.append([json.dumps(call)])
     return kept
-
-
-def _pack(verdict: Verdict) -> dict:
-    plain = {name: getattr(verdict, name) for name in PLAIN}
-    return plain | {"faces": verdict.faces.to_dict("list")}
-
-
-def _unpack(stored: dict) -> Verdict:
-    return Verdict(Path(), **(stored | {"faces": pd.DataFrame(stored["faces"])}))
-
-
-PLAIN = ("status", "p_fake", "n_frames", "reason", "strategy", "procedure")  # of a Verdict
 
 
 def find_videos(inputs: Iterable[Path | str]) -> tuple[list[Path], list[Path]]:
@@ -180,17 +163,17 @@ def find_videos(inputs: Iterable[Path | str]) -> tuple[list[Path], list[Path]]:
     videos: list[Path] = []
     others: list[Path] = []
     for given in map(Path, inputs):
-        if not given.exists() and not given.is_symlink():
-            raise FileNotFoundError(f"no such file or folder: {given}")
-        if not given.is_dir():
+        if given.is_dir():
+            files = sorted(path for path in given.rglob("*") if not path.is_dir())
+            named = [path for path in files if VIDEO_NAME.fullmatch(path.name)]
+            if not named:
+                raise FileNotFoundError(f"no video (.mp4, .mov, .mkv, .avi, …) in {given}")
+            videos += named
+            others += sorted(set(files) - set(named))
+        elif given.exists() or given.is_symlink():
             videos.append(given)
-            continue
-        files = sorted(path for path in given.rglob("*") if not path.is_dir())
-        named = [path for path in files if VIDEO_NAME.fullmatch(path.name)]
-        if not named:
-            raise FileNotFoundError(f"no video (.mp4, .mov, .mkv, .avi, …) in {given}")
-        videos += named
-        others += sorted(set(files) - set(named))
+        else:
+            raise FileNotFoundError(f"no such file or folder: {given}")
     unique = {video.absolute(): video for video in reversed(videos)}
     return list(unique.values())[::-1], others  # each once, as first named
 
@@ -201,19 +184,14 @@ def name_videos(paths: Sequence[Path]) -> dict[Path, str]:
     return {path: printable(path.name if counts[path.name] == 1 else path) for path in paths}
 
 
-def check_results(out: Path, labels: Path | None = None) -> None:
-    """Raise ValueError where results would take the place of the labels, or of other results."""
-    another = "choose another folder for --out"
-    if labels is not None and out.resolve() == Path(labels).resolve():
-        raise ValueError(f"{out} holds the labels: name the submission otherwise")
+def check_results(out: Path) -> None:
+    """Raise ValueError where results would take the place of files that are no such results."""
     if out.name in (STATUS, PREDICTIONS):
         raise ValueError(f"{out.name} is the name of another result: name the submission otherwise")
-    companions = [out.parent / name for name in (STATUS, PREDICTIONS)]
-    for path, begins in ((out, "filename,label"), (companions[0], "filename,status")):
-        if path.exists() and not path.read_text(errors="replace").startswith(begins):
-            raise ValueError(f"{path} is not a result of `dfdc predict`: {another}")
-    if any(path.exists() for path in companions) and not out.exists():
-        raise ValueError(f"{out.parent} holds the results of another submission: {another}")
+    files = (out, out.parent / STATUS, out.parent / PREDICTIONS)
+    there = [path for path in files if path.exists()]
+    if 0 < len(there) < len(files) and not journal_of(out).exists():  # else a stopped call's
+        raise ValueError(f"{there[0]} is of something else: choose another folder for --out")
 
 
 def write_results(verdicts: Sequence[Verdict], out: Path, fallback: float | None = None) -> None:
@@ -223,14 +201,14 @@ def write_results(verdicts: Sequence[Verdict], out: Path, fallback: float | None
     the journal has served.
     """
     names = name_videos([verdict.video for verdict in verdicts])
-    scores, rows, faces = [], [], [Verdict(Path(), "").faces.assign(video=[])]
+    scores, rows, faces = [], [], []
     for v in verdicts:
         name, n_people = names[v.video], v.faces.face_idx.nunique()
         scores.append((name, fallback if v.p_fake is None else v.p_fake))
         rows.append((name, v.status, v.n_frames, v.n_faces, n_people, v.reason))
         if len(v.faces):
             faces.append(v.faces.assign(video=name))
-    table = pd.concat(faces[1:] or faces, ignore_index=True)
+    table = pd.concat(faces or [NO_FACES.assign(video=[])], ignore_index=True)
     write_csv(out, pd.DataFrame(scores, columns=["filename", "label"]).dropna())
     write_csv(out.parent / STATUS, pd.DataFrame(rows, columns=STATUS_COLUMNS))
     with appear_whole(out.parent / PREDICTIONS) as temporary:
@@ -248,8 +226,6 @@ def read_labels(source: Path) -> dict[str, int]:
     if source.is_dir():
         parts = [read_part(source, path, with_original=False) for path in find_parts(source)]
         return {row.file: row.label for rows in parts for row in rows}
-    if not source.exists():
-        raise FileNotFoundError(f"no such file or folder: {source}")
     try:
         table = pd.read_csv(source, dtype={"filename": str}, keep_default_na=False)
     except ValueError as error:  # pandas does not say which file
@@ -273,24 +249,19 @@ def match_labels(videos: Sequence[Path], labels: dict[str, int]) -> list[int]:
     The longest end that fits counts. Raises ValueError where a video has no label, or two have the
     same one.
     """
-    named = defaultdict(list)
-    for name in labels:
-        named[Path(name).name].append(name)
-    matched: dict[Path, str] = {}
+    known = {end: name for name in labels for end in (os.path.abspath(name), str(Path(name)))}
+    matched: dict[str, Path] = {}
     for video in videos:
-        whole = os.path.abspath(video)
-        for name in sorted(named[video.name], key=lambda name: len(Path(name).parts)):
-            if f"/{whole}".endswith(f"/{Path(name)}") or os.path.abspath(name) == whole:
-                matched[video] = name
-    if unknown := [video for video in videos if video not in matched]:
-        more = f" and {len(unknown) - 1} more" if len(unknown) > 1 else ""
-        raise ValueError(f"no label for {unknown[0]}{more}")
-    for name, count in Counter(matched.values()).items():
-        if count > 1:
-            several = " and ".join(printable(v) for v in videos if matched[v] == name)
+        whole = Path(os.path.abspath(video))
+        ends = [str(whole.relative_to(folder)) for folder in reversed(whole.parents)]
+        name = next((known[end] for end in (str(whole), *ends) if end in known), None)
+        if name is None:
+            raise ValueError(f"no label for {video}")
+        if name in matched:
             fix = "write more of their paths in the labels"
-            raise ValueError(f"{several} have one label, {name}: {fix}")
-    return [labels[matched[video]] for video in videos]
+            raise ValueError(f"{matched[name]} and {video} have one label, {name}: {fix}")
+        matched[name] = video
+    return [labels[name] for name in matched]
 
 
 def measure_verdicts(
@@ -308,3 +279,35 @@ def measure_verdicts(
     everything = log_loss(truth, np.where(known, scores, fallback))
     coverage = float(known.mean())
     return {"coverage": coverage, "log_loss_scored": of_scored, "log_loss_all": everything}
+
+
+def describe_verdict(verdict: Verdict) -> str:
+    """A video's score, and why it has none, or is not of the whole video."""
+    words = f"{printable(verdict.video)}: {verdict.status}: "
+    if verdict.p_fake is None:
+        return words + verdict.reason
+    words += f"p_fake {verdict.p_fake:.3f}, {verdict.n_faces} faces in {verdict.n_frames} frames"
+    if len(people := verdict.people) > 1:
+        words += ", by person " + ", ".join(f"{p:.3f}" for p in people.p_fake)
+    return f"{words} ({verdict.reason})" if verdict.reason else words
+
+
+def describe_scores(
+    verdicts: Sequence[Verdict], labels: dict[str, int], fallback: float | None
+) -> str:
+    """How many videos have a score, what it means, and how good the scores are, by the labels."""
+    count = sum(verdict.p_fake is not None for verdict in verdicts)
+    others = "" if fallback is None else f"; the others count as {fallback} in the submission"
+    coverage = f"coverage {count / len(verdicts):.0%}"
+    lines = [
+        f"{count} of {len(verdicts)} videos have a score ({coverage}){others}",
+        "a score is no proof: where one video in a hundred is fake, a calibrated 0.9 means 8%",
+    ]
+    if labels:
+        instead = 0.5 if fallback is None else fallback
+        found = measure_verdicts(verdicts, labels, instead)
+        told = "log loss {log_loss_scored:.3f} over the scored, {log_loss_all:.3f} over all"
+        told = told.format(**found)
+        lines.append(f"{told}, where a video without a score counts as {instead}")
+        lines.append(f"{len(verdicts)} of {len(labels)} videos with a label were given")
+    return "\n".join(lines)

@@ -1,2 +1,1 @@
-"""The stage: the sample, how its fakes are made, ways to see what they left. The core never imports
-it."""
+"""The stage: the sample, how its fakes are made, ways to see what they left."""

@@ -15,14 +15,12 @@ from dfdc_lib.blending import (
     FACE,
     INNER,
     OUTLINE,
-    NotAFace,
     blend,
-    check_strength,
+    deform,
     eyes_to_mouth,
     face_frame,
     fit_to,
     hull_mask,
-    lay,
     lose_detail,
     shift_channels,
 )
@@ -32,7 +30,6 @@ from dfdc_lib.rehearsal.forensics import recompress
 # Ellipses: the centre (0 at the eyes, 1 at the mouth), half width and half height, in units of the
 # distance between the eyes and the mouth. Measured on the two portraits of the sample.
 REGIONS = {"face": (0.55, 1.05, 1.30), "mouth": (1.0, 0.72, 0.50), "eyes": (0.0, 1.05, 0.45)}
-Fake = tuple[np.ndarray, np.ndarray]  # the new picture, and its mask
 
 
 def boundary_map(mask: np.ndarray) -> np.ndarray:
@@ -53,11 +50,8 @@ def region_mask(
     """
     along, half_width, half_height = REGIONS[region]
     eyes, mouth = landmarks[:2].mean(axis=0), landmarks[3:].mean(axis=0)
-    down = mouth - eyes
-    length = float(np.hypot(*down))
-    if length < 1:
-        raise NotAFace(f"eyes and mouth coincide: {landmarks.tolist()}")
-    down = down / length
+    length = eyes_to_mouth(landmarks)
+    down = (mouth - eyes) / length
     x0, y0 = eyes + along * length * down
     y, x = np.mgrid[:height, :width].astype(np.float32)
     y, x = y - y0, x - x0
@@ -96,7 +90,7 @@ def replace_region(
     detail: float = 1.0,
     colour: float = 1.0,
     feather: float = 0.3,
-) -> Fake:
+) -> tuple[np.ndarray, np.ndarray]:
     """Replace a region of a face by the donor's, warped to fit the five landmarks.
 
     The donor may be another person (a face swap) or the picture itself (as in arXiv 1811.00656).
@@ -142,6 +136,21 @@ def displace(
     return result, moved
 
 
+def check_strength(strength: float) -> None:
+    """Raise ValueError for what is no strength."""
+    if not 0 <= strength <= 1:
+        raise ValueError(f"strength runs from 0 to 1, got {strength}")
+
+
+def lay(
+    picture: np.ndarray, new: np.ndarray, weights: np.ndarray, strength: float, opacity: float = 1.0
+) -> tuple[np.ndarray, np.ndarray]:
+    """`blend`, but at strength 0 the picture as it came, and an empty mask."""
+    if strength == 0:
+        return picture.copy(), np.zeros(picture.shape[:2], np.uint8)
+    return blend(picture, new, weights, opacity)
+
+
 VISUAL_KINDS = ("colour", "mouth", "eyes", "resolution")
 
 
@@ -151,7 +160,7 @@ def visual_defect(
     rng: Generator,
     strength: float = 1.0,
     kind: str = "",
-) -> Fake:
+) -> tuple[np.ndarray, np.ndarray]:
     """A face of another colour or resolution, teeth or eyes without detail. kind: else drawn."""
     check_strength(strength)
     kind = kind or str(rng.choice(VISUAL_KINDS))
@@ -172,7 +181,7 @@ def visual_defect(
 
 def encoding_difference(
     picture: np.ndarray, landmarks: np.ndarray, rng: Generator, strength: float = 1.0
-) -> Fake:
+) -> tuple[np.ndarray, np.ndarray]:
     """Eyes, nose and mouth with another compression history than the face around them.
 
     They went through JPEG once more, at a quality from 95 (weak) down to 20 (strong), on a grid of
@@ -189,7 +198,7 @@ def encoding_difference(
 
 def warping_artifact(
     picture: np.ndarray, landmarks: np.ndarray, rng: Generator, strength: float = 1.0
-) -> Fake:
+) -> tuple[np.ndarray, np.ndarray]:
     """A face that was aligned to a small upright square and warped back: too coarse.
 
     After arXiv 1811.00656: a generator makes faces of one fixed size. The square's side is a share
@@ -199,7 +208,7 @@ def warping_artifact(
     check_strength(strength)
     height, width = picture.shape[:2]
     outline = (OUTLINE, INNER)[rng.integers(2)]
-    weights = hull_mask(landmarks, height, width, outline, feather=0.08, deform=0.05, rng=rng)
+    weights = hull_mask(landmarks, height, width, deform(outline, 0.05, rng), feather=0.08)
     detail = 1 - 0.8 * strength * rng.uniform(0.8, 1)
     unit = max(eyes_to_mouth(landmarks) * detail, 1)  # eyes to mouth in the square, pixels
     align = affine_between(landmarks, FACE * unit + (1.5 * unit, unit))
@@ -217,7 +226,7 @@ def blending_artifact(
     donor_landmarks: np.ndarray,
     rng: Generator,
     strength: float = 1.0,
-) -> Fake:
+) -> tuple[np.ndarray, np.ndarray]:
     """Blend another real face in: nothing is wrong inside it, only the seam gives it away.
 
     After Face X-ray (arXiv 1912.13458). strength: how much the seam shows, from a wide one with
@@ -226,8 +235,8 @@ def blending_artifact(
     check_strength(strength)
     face_frame(donor_landmarks, *donor.shape[:2])
     height, width = picture.shape[:2]
-    feather, deform = 0.2 - 0.17 * strength, rng.uniform(0.05, 0.2)
-    weights = hull_mask(landmarks, height, width, feather=feather, deform=deform, rng=rng)
+    outline = deform(OUTLINE, rng.uniform(0.05, 0.2), rng)
+    weights = hull_mask(landmarks, height, width, outline, feather=0.2 - 0.17 * strength)
     warped = fit_to(donor, donor_landmarks, landmarks, height, width)
     warped = transfer_colour(warped, picture, weights > 0.5, 1 - 0.5 * strength)
     return lay(picture, warped, weights, strength)

@@ -10,13 +10,11 @@ the same noise and go through the same codec, and each face is swapped in as oft
 """
 
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass
 from functools import cache
-from itertools import islice
 from pathlib import Path
 from string import ascii_lowercase
-from typing import NamedTuple
 
 import cv2
 import numpy as np
@@ -42,20 +40,10 @@ SIZES += [(256, 256), (640, 360), (360, 480), (540, 300)]
 LARGE_SIZES = [(1280, 720), (1920, 1080)]
 METHOD_PAIRS = [("swap", "rewarp"), ("mouth", "rewarp")]
 QUALITIES = (19, 25)  # x264's constant rate factor, drawn for each video whatever its label
-REAL_ENTRY = {"label": "REAL", "split": "train", "original": None}
-FAKE_ENTRY = {"label": "FAKE", "split": "train"}
-
-
-class Person(NamedTuple):
-    """Someone in a scene or a frame."""
-
-    identity: str
-    landmarks: np.ndarray  # (5, 2) in its pixels
-
-
-Scene = tuple[np.ndarray, list[Person]]  # a picture larger than the frame, and who stands in it
-# Who will step into it: identity, portrait, its landmarks, the (2, 3) affine map to the scene.
-Cast = tuple[str, np.ndarray, np.ndarray, np.ndarray]
+# A frame, or what the camera pans over; and the landmarks (5, 2) in it of each person, in order.
+Scene = tuple[np.ndarray, list[np.ndarray]]
+# Who will step into it: a portrait, its landmarks, the (2, 3) affine map to the scene.
+Actor = tuple[np.ndarray, np.ndarray, np.ndarray]
 
 
 @dataclass(frozen=True)
@@ -118,7 +106,7 @@ def relight(picture: np.ndarray, rng: np.random.Generator) -> np.ndarray:
     return (np.clip(lit, 0, 1) * 255).astype(np.uint8)
 
 
-def prepare_scene(shot: Shot, rng: np.random.Generator) -> tuple[np.ndarray, list[Cast]]:
+def prepare_scene(shot: Shot, rng: np.random.Generator) -> tuple[np.ndarray, list[Actor]]:
     """A backdrop of blurred colours, 1.4 times the frame's size, and who will stand before it."""
     width, height = round(1.4 * shot.width), round(1.4 * shot.height)
     small = cv2.resize(portrait(shot.identities[0]), (32, 32), interpolation=cv2.INTER_AREA)
@@ -137,7 +125,7 @@ def prepare_scene(shot: Shot, rng: np.random.Generator) -> tuple[np.ndarray, lis
         off = rng.normal(0, 0.03, 2) * (shot.width, shot.height)
         place = np.array([across * width, 0.45 * height]) + off
         move = np.column_stack([np.eye(2) * scale, place - landmarks.mean(axis=0) * scale])
-        cast.append((identity, picture, landmarks, move))
+        cast.append((picture, landmarks, move))
     return canvas.astype(np.float32), cast
 
 
@@ -148,16 +136,15 @@ def cut_column(picture: np.ndarray, landmarks: np.ndarray) -> tuple[np.ndarray, 
     return np.ascontiguousarray(picture[:, left:right]), landmarks - (left, 0)
 
 
-def set_scene(backdrop: np.ndarray, cast: list[Cast], crossed: float = 0) -> Scene:
+def set_scene(backdrop: np.ndarray, cast: list[Actor], crossed: float = 0) -> Scene:
     """Draw the cast, the first in front; `crossed`, 0 to 1: how far they have changed places."""
-    canvas = backdrop.copy()
-    people: list[Person] = []
-    way = 0.4 * canvas.shape[1] * crossed
-    for number, (identity, picture, landmarks, move) in reversed(list(enumerate(cast))):
-        move = move + np.array([[0, 0, -way if number else way], [0, 0, 0]])
+    canvas, people = backdrop.copy(), []
+    way = 0.4 * canvas.shape[1] * crossed * np.array([[0, 0, 1], [0, 0, 0]])
+    for number, (picture, landmarks, move) in reversed(list(enumerate(cast))):
+        move = move - way if number else move + way
         draw_portrait(canvas, picture, move)
-        people.insert(0, Person(identity, move_points(landmarks, move)))
-    return canvas.round().astype(np.uint8), people
+        people.append(move_points(landmarks, move))
+    return canvas.round().astype(np.uint8), people[::-1]
 
 
 def draw_portrait(canvas: np.ndarray, picture: np.ndarray, move: np.ndarray) -> None:
@@ -187,13 +174,13 @@ def act(scene: Scene, moves: np.ndarray) -> Scene:
     """Let people sway and speak: `moves` (people, 3) are x, y and mouth, in sizes of the face."""
     picture, people = scene
     moved = []
-    for person, (sway_x, sway_y, mouth) in zip(people, moves, strict=True):
-        size, points = eyes_to_mouth(person.landmarks), person.landmarks
+    for points, (sway_x, sway_y, mouth) in zip(people, moves, strict=True):
+        size = eyes_to_mouth(points)
         sway = (sway_x * size, sway_y * size)
         picture, points = displace(picture, points, points.mean(axis=0), 3 * size, sway)
         lips = points[3:].mean(axis=0)
         picture, points = displace(picture, points, lips, 0.9 * size, (0, mouth * size))
-        moved.append(person._replace(landmarks=points))
+        moved.append(points)
     return picture, moved
 
 
@@ -212,8 +199,8 @@ def camera_path(shot: Shot, rng: np.random.Generator) -> np.ndarray:
     return np.concatenate([turn, (size / 2 + shift - turn @ centre)[..., None]], axis=2)
 
 
-def film(shot: Shot) -> Iterator[tuple[np.ndarray, list[Person]]]:
-    """Yield each frame (H, W, 3) uint8 RGB of a shot, and the people in pixels of the frame."""
+def film(shot: Shot) -> Iterator[Scene]:
+    """Yield each frame (H, W, 3) uint8 RGB of a shot, and each person's landmarks in its pixels."""
     rng = np.random.default_rng(shot.seed)
     backdrop, cast = prepare_scene(shot, rng)
     scene, path = set_scene(backdrop, cast), camera_path(shot, rng)
@@ -232,23 +219,20 @@ def film(shot: Shot) -> Iterator[tuple[np.ndarray, list[Person]]]:
         x, y = rng.integers(128, size=2)
         noisy = seen * np.float32(exposure[i]) + grain[y : y + shot.height, x : x + shot.width]
         frame = np.clip(noisy, 0, 255).round().astype(np.uint8)
-        yield frame, [p._replace(landmarks=move_points(p.landmarks, affine)) for p in people]
+        yield frame, [move_points(landmarks, affine) for landmarks in people]
 
 
-def falsify(
-    filmed: Sequence[tuple[np.ndarray, list[Person]]], fake: Fake
-) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+def falsify(shot: Shot, filmed: list[Scene], fake: Fake) -> Iterator[tuple[np.ndarray, np.ndarray]]:
     """Yield (frame, mask) with the first person manipulated; the rest stays bit-identical."""
     rng = np.random.default_rng(fake.seed)
     crude = fake.strength
     look = (0.85 - 0.5 * crude, 1 - 0.5 * crude, 0.45 - 0.3 * crude)  # detail, colour, feather
     region = "mouth" if fake.method == "mouth" else "face"
-    donor = pose(other_person(filmed[0][1][0].identity), rng)
+    donor = pose(other_person(shot.identities[0]), rng)
     # The landmarks that a forger's tracker finds are a little off, and drift.
     waves = [wander(len(filmed), 0.03 + 0.08 * crude, rng) for _ in range(10)]
     drift = np.stack(waves, axis=1).reshape(-1, 5, 2)
-    for (frame, people), off in zip(filmed, drift, strict=True):
-        landmarks = people[0].landmarks
+    for (frame, (landmarks, *_)), off in zip(filmed, drift, strict=True):
         tracked = landmarks + off * eyes_to_mouth(landmarks)
         if fake.method == "rewarp":
             yield replace_region(frame, landmarks, frame, tracked, region, *look)
@@ -264,36 +248,35 @@ def other_person(identity: str) -> str:
 def plan(
     n_parts: int, originals_per_part: int, n_frames: int, seed: int
 ) -> list[tuple[int, Shot, list[Fake]]]:
-    """Lay out the data set: for each original its part, its shot and its fakes.
+    """Lay out the data set: for each original its part, its shot and its two fakes.
 
     In each part both people are filmed equally often; of every 4 originals, swapped in equally too.
     """
-    rng = np.random.default_rng(seed)
+    rng, n_originals = np.random.default_rng(seed), n_parts * originals_per_part
 
-    def draw_seed() -> int:
-        return int(rng.integers(2**31))
+    def draw() -> tuple[int, int]:
+        """A seed and a quality."""
+        return int(rng.integers(2**31)), int(rng.integers(*QUALITIES, endpoint=True))
 
-    def draw_quality() -> int:
-        return int(rng.integers(QUALITIES[0], QUALITIES[1] + 1))
-
-    strengths = rng.permutation(np.linspace(0, 1, 2 * n_parts * originals_per_part)).tolist()
+    strengths = iter(rng.permutation(np.linspace(0, 1, 2 * n_originals)).tolist())
     result = []
-    for i in range(n_parts * originals_per_part):
+    for i in range(n_originals):
         part, j = divmod(i, originals_per_part)
-        size = SIZES[(j // 2 + part) % len(SIZES)]
-        shot = Shot(draw_seed(), (PEOPLE[j % 2],), *size, n_frames, draw_quality())
+        identities: tuple[str, ...] = (PEOPLE[j % 2],)
+        width, height = SIZES[(j // 2 + part) % len(SIZES)]
+        leaves_frame, crosses = (part, j) == (0, 1), (part, j) == (1, 0)
         if j == originals_per_part - 1 and part < len(LARGE_SIZES):
             width, height = LARGE_SIZES[part]
-            shot = replace(shot, width=width, height=height)
         if j == 0 and part < 2:
-            shot = replace(shot, identities=(PEOPLE[j], PEOPLE[1 - j]), width=640, height=360)
-        if j == 0 and part == 1:
-            shot = replace(shot, n_frames=3 * n_frames, crosses=True)
-        if j == 1 and part == 0:
-            shot = replace(shot, leaves_frame=True, width=480, height=270)
+            identities, width, height = PEOPLE, 640, 360
+        if leaves_frame:
+            width, height = 480, 270
+        length, (number, crf) = 3 * n_frames if crosses else n_frames, draw()
+        shot = Shot(number, identities, width, height, length, crf, leaves_frame, crosses)
         fakes = []
-        for k, method in enumerate(METHOD_PAIRS[(j // 2) % len(METHOD_PAIRS)], 2 * i):
-            fakes.append(Fake(draw_seed(), method, strengths[k], draw_quality()))
+        for method in METHOD_PAIRS[(j // 2) % len(METHOD_PAIRS)]:
+            number, crf = draw()
+            fakes.append(Fake(number, method, next(strengths), crf))
         result.append((part, shot, fakes))
     return result
 
@@ -303,7 +286,7 @@ def film_group(folder: Path, shot: Shot, fakes: list[Fake], names: list[str]) ->
     filmed = list(film(shot))
     write_video(folder / f"{names[0]}.mp4", (frame for frame, _ in filmed), crf=shot.crf)
     for fake, name in zip(fakes, names[1:], strict=True):
-        frames = (frame for frame, _ in falsify(filmed, fake))
+        frames = (frame for frame, _ in falsify(shot, filmed, fake))
         write_video(folder / f"{name}.mp4", frames, crf=fake.crf)
 
 
@@ -319,30 +302,31 @@ def make_sample(
     """Make the sample in a folder in DFDC's layout, with sample.json: how each video was made.
 
     The same arguments give the same pictures, and a folder that was made with them is kept.
-    workers: as of `run_jobs`. Raises FileExistsError where `out` holds anything but a sample.
+    workers: as of `run_jobs`. Raises FileExistsError where `out` holds anything else.
     """
     out, settings = Path(out), {"version": VERSION, "n_parts": n_parts}
     settings |= {"originals_per_part": originals_per_part, "n_frames": n_frames, "seed": seed}
     kept = out / "sample.json"
     if kept.is_file() and read_json(kept).get("settings") == settings:
         return out
-    if out.exists() and not _holds_only_a_sample(out):
-        raise FileExistsError(f"{out} holds something else: name a new folder for the sample")
+    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+        raise FileExistsError(f"{out} holds something else: remove it, or name a new folder")
     groups = plan(n_parts, originals_per_part, n_frames, seed)
-    shape = sum(1 + len(fakes) for *_, fakes in groups), 10  # ten letters, as DFDC names its videos
+    shape = len(groups), 3, 10  # an original and two fakes; ten letters, as DFDC names its videos
     letters = np.random.default_rng([seed, 1]).choice(list(ascii_lowercase), shape)
-    names = map("".join, letters)
     jobs, recipes = [], {}
     parts: dict[Path, dict] = defaultdict(dict)  # what metadata.json says of each
     with appear_whole(out) as folder:
-        for part, shot, fakes in groups:
-            where, ids = folder / f"dfdc_train_part_{part}", list(islice(names, 1 + len(fakes)))
-            jobs.append((where, shot, fakes, ids))
-            recipes[ids[0]] = {"shot": asdict(shot)}
-            parts[where][f"{ids[0]}.mp4"] = REAL_ENTRY
-            for name, fake in zip(ids[1:], fakes, strict=True):
+        for (part, shot, fakes), spelled in zip(groups, letters, strict=True):
+            where, names = folder / f"dfdc_train_part_{part}", ["".join(name) for name in spelled]
+            jobs.append((where, shot, fakes, names))
+            original = f"{names[0]}.mp4"
+            parts[where][original] = {"label": "REAL", "split": "train", "original": None}
+            recipes[names[0]] = {"shot": asdict(shot)}
+            for name, fake in zip(names[1:], fakes, strict=True):
+                entry = {"label": "FAKE", "split": "train", "original": original}
+                parts[where][f"{name}.mp4"] = entry
                 recipes[name] = {"shot": asdict(shot), "fake": asdict(fake)}
-                parts[where][f"{name}.mp4"] = FAKE_ENTRY | {"original": f"{ids[0]}.mp4"}
         for where, entries in parts.items():
             where.mkdir(parents=True)
             write_json(where / "metadata.json", entries)
@@ -353,15 +337,6 @@ def make_sample(
             progress(done, len(jobs))
         write_json(folder / "sample.json", {"settings": settings, "videos": recipes})
     return out
-
-
-def _holds_only_a_sample(folder: Path) -> bool:
-    """Is the folder empty, or is every entry a sample's own? Only these may be replaced."""
-    if folder.is_symlink() or not folder.is_dir():
-        return False
-    names = {path.name for path in folder.iterdir()}
-    others = [n for n in names - {"sample.json"} if not n.startswith("dfdc_train_part_")]
-    return not names or ("sample.json" in names and not others)
 
 
 def read_recipes(data: Path) -> dict[str, dict]:
@@ -384,17 +359,10 @@ def credit(source: Path) -> str:
     return f"Pictures from “{source.name}”: {terms} DFDC's do not."
 
 
-def identity_seen(recipe: dict) -> str:
-    """Whose face the first person of a video seems to have: the other one's after a swap."""
-    filmed = recipe["shot"]["identities"][0]
-    swapped = recipe.get("fake", {}).get("method") == "swap"
-    return other_person(filmed) if swapped else filmed
-
-
 def changed_regions(recipe: dict) -> list[np.ndarray]:
     """Where a fake changed each frame: masks (H, W) uint8, 0 where it was left bit-identical.
 
     The frames are made again, before any compression: this is the truth for a measured mask.
     """
-    shot = Shot(**recipe["shot"] | {"identities": tuple(recipe["shot"]["identities"])})
-    return [mask for _, mask in falsify(list(film(shot)), Fake(**recipe["fake"]))]
+    shot, fake = Shot(**recipe["shot"]), Fake(**recipe["fake"])
+    return [mask for _, mask in falsify(shot, list(film(shot)), fake)]
