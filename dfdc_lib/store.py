@@ -85,10 +85,16 @@ def file_size(path: Path) -> int | None:
         return None
 
 
+def write_text(path: Path, text: str) -> Path:
+    """Write a text whole or not at all, and return its path. What is not Unicode becomes "?"."""
+    with appear_whole(path) as temporary:
+        temporary.write_text(text, encoding="utf-8", errors="replace")
+    return Path(path)
+
+
 def write_json(path: Path, value) -> None:
     """Write a value as indented JSON, whole or not at all."""
-    with appear_whole(path) as temporary:
-        temporary.write_text(json.dumps(value, indent=1) + "\n", encoding="utf-8")
+    write_text(path, json.dumps(value, indent=1) + "\n")
 
 
 def write_csv(path: Path, table) -> None:

@@ -1,9 +1,9 @@
 """Training: the loop, plainly. Underneath, accelerate: mixed precision, processes, CPU or GPUs.
 
-A run writes to runs/<name>/: config.json (settings, versions, data), metrics.csv (one line an
-epoch), last.pt (all that is needed to go on), best.pt (the weights with the lowest validation loss)
-and held_out.csv (p_fake of each held-out crop). All randomness follows from the seed, the epoch and
-the step: a run that was interrupted and goes on ends, on a CPU bit for bit, as one that was not.
+A run writes to runs/<name>/: config.json, metrics.csv (one line an epoch), last.pt (all it needs to
+go on), best.pt (the weights with the lowest validation loss) and held_out.csv (p_fake of each held-
+out crop). All randomness follows from the seed, the epoch and the step: a run that was interrupted
+ends as if it had not been, on a CPU bit for bit.
 """
 
 import hashlib

@@ -146,10 +146,9 @@ def _count_missing(stream: av.VideoStream, packets: list[_Packet], is_avi: bool)
 def _number_by_times(packets: Sequence[_Packet], reorders: bool) -> dict[object, int] | None:
     """The frame number of each packet that is shown; None where the times can't be believed.
 
-    That is where some are unknown, or two frames are shown at once; where something is shown before
-    the first key frame (its neighbours were cut off, and decoders leave it out); and where the
-    decoder changes the order but the times do not: a container that knows only decode times was
-    copied.
+    They can't where one is missing or occurs twice; where a frame comes before the first key frame
+    (decoders leave it out); and where the decoder changes the order but the times do not: then they
+    say when to decode.
     """
     times = [packet.pts for packet in packets if packet.pts is not None]
     if len(set(times)) < len(packets):

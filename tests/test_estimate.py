@@ -9,7 +9,7 @@ import pytest
 from dfdc_lib.config import PreprocessConfig
 from dfdc_lib.jobs import count_cores
 from dfdc_lib.ops.cli import main
-from dfdc_lib.ops.estimate import BYTES_A_VIDEO, estimate_run, warn_of_space
+from dfdc_lib.ops.estimate import estimate_run
 from dfdc_lib.store import WorkFolder
 from dfdc_lib.video import iterate_frames
 
@@ -68,14 +68,3 @@ def test_the_command_prints_the_estimate(small_sample, capsys):
     printed = capsys.readouterr().out
     assert f"preprocessing all of {small_sample} by 8 workers takes about" in printed
     assert printed.splitlines()[-2].split() == ["videos", "measured", "hours", "gb", "files"]
-
-
-def test_a_disk_that_is_too_small_is_warned_of(small_sample, uncropped, monkeypatch, capsys):
-    usage = SimpleNamespace(free=12 * BYTES_A_VIDEO - 1)
-    monkeypatch.setattr("shutil.disk_usage", lambda _: usage)
-    assert warn_of_space(small_sample, WorkFolder(uncropped.root / "not" / "yet"), 2) == ""
-    call = ["preprocess", str(small_sample), "--work", str(uncropped.root), "--every", "6"]
-    assert main([*call, "--workers", "0"]) == 0
-    assert "warning: 12 new videos will take about 0.048 GB" in capsys.readouterr().err
-    assert main([*call, "--workers", "0"]) == 0
-    assert "warning" not in capsys.readouterr().err  # nothing is left to be made

@@ -7,6 +7,7 @@ from conftest import files_of
 
 from dfdc_lib.config import PreprocessConfig
 from dfdc_lib.metadata import read_metadata
+from dfdc_lib.ops import integrity
 from dfdc_lib.ops.doctor import Finding
 from dfdc_lib.ops.integrity import check_work
 from dfdc_lib.ops.pipeline import preprocess
@@ -65,14 +66,15 @@ DAMAGES = [  # what is done to which path, and the finding
 
 @pytest.mark.parametrize(("damage", "path", "what"), DAMAGES)
 def test_damage_is_named_struck_out_and_made_again(
-    small_sample, small_work, work_copy, damage, path, what
+    small_sample, small_work, work_copy, damage, path, what, monkeypatch
 ):
     fakes = read_metadata(small_sample).query("label == 1")
     names = {"fake": fakes.video_id.iloc[0], "real": fakes.original_id.iloc[0]}
     path = path.format(**names)
     damage(work_copy.root / path)
     damaged = files_of(work_copy)
-    found = list_bad(work_copy, pictures=True, show=99)[what].found
+    monkeypatch.setattr(integrity, "SHOWN", 99)
+    found = list_bad(work_copy, pictures=True)[what].found
     assert all(video in found for video in names.values() if f"/{video}" in path)
     assert files_of(work_copy) == damaged
     check_work(work_copy, pictures=True, strike=True)

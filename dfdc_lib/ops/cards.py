@@ -1,7 +1,6 @@
-"""A card about a trained network, and one about the data that it learned from.
+"""Cards about a trained network and about its data: Markdown, with the YAML that hubs read.
 
-They are Markdown. Each begins with YAML, by which Hugging Face and other hubs list it. The words
-stand in templates/, the numbers come from a work folder.
+The words are in templates/; the numbers come from a work folder.
 """
 
 import hashlib
@@ -20,7 +19,7 @@ from dfdc_lib.metrics import auc, bootstrap_interval, log_loss
 from dfdc_lib.ops.pages import TEMPLATES
 from dfdc_lib.ops.pipeline import read_status
 from dfdc_lib.predict import REHEARSAL_WARNING
-from dfdc_lib.store import WorkFolder, appear_whole, read_json
+from dfdc_lib.store import WorkFolder, read_json
 from dfdc_lib.train import score_videos
 
 SETTINGS = [field.name for field in fields(TrainConfig)]
@@ -131,10 +130,3 @@ def quote(text: str) -> Markup:
     """A name as YAML writes it between double quotes, whatever its characters."""
     dumped = yaml.safe_dump(text, default_style='"', allow_unicode=True, width=float("inf"))
     return Markup(dumped.strip())
-
-
-def write_card(path: Path, text: str) -> Path:
-    """Write a card, whole or not at all."""
-    with appear_whole(path) as temporary:
-        temporary.write_text(text, encoding="utf-8", errors="replace")
-    return Path(path)

@@ -73,7 +73,6 @@ class Preprocess:
     time_limit: float = TIME_LIMIT  # seconds that a worker may take for one video
 
     def __call__(self) -> int:
-        from dfdc_lib.ops.estimate import warn_of_space
         from dfdc_lib.ops.pipeline import preprocess
         from dfdc_lib.store import WorkFolder
 
@@ -84,8 +83,6 @@ class Preprocess:
             fix = f"({error.strerror}): name another folder with --work"
             raise OSError(f"can't write to {work.root} {fix}") from error
         stages = self.stages.split(",")
-        if "crop" in stages and (warning := warn_of_space(self.data, work, self.originals)):
-            print(f"warning: {warning}", file=sys.stderr)
         amount = (self.workers, self.originals, self.folds, stages, self.scheduler, self.time_limit)
         progress = progress_bar("videos")
         done = preprocess(self.data, work, self.recipe, *amount, self.overwrite, progress)

@@ -1,7 +1,5 @@
 """What preprocessing a data set will take: hours, disk and files, from a few of its videos."""
 
-import os
-import shutil
 import time
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -11,7 +9,7 @@ import pandas as pd
 from dfdc_lib.config import PreprocessConfig
 from dfdc_lib.jobs import count_cores, use_cores
 from dfdc_lib.metadata import read_metadata
-from dfdc_lib.ops.pipeline import choose_originals, preprocess
+from dfdc_lib.ops.pipeline import preprocess
 from dfdc_lib.store import WorkFolder
 
 # On disk, of a video's artifacts at the default settings: 1080p, ten seconds, one face. Two real
@@ -48,16 +46,3 @@ def estimate_run(
     hours = seconds * share / 3600 / max(workers, 1)
     row = {"videos": n_videos, "measured": measured, "hours": hours, "gb": size * share / 1e9}
     return pd.DataFrame([row | {"files": round(len(made) * share)}])
-
-
-def warn_of_space(data: Path, work: WorkFolder, originals: int = 0) -> str:
-    """A sentence where the disk will hardly hold the crops and masks that are to be made, or ""."""
-    chosen = choose_originals(read_metadata(data), originals, data)
-    made = {path.name for path in (work.root / "crops").glob("*")}
-    new = chosen.file[~chosen.video_id.isin(made)]
-    count = sum(os.path.exists(Path(data) / file) for file in new)
-    standing = next(path for path in (work.root, *work.root.absolute().parents) if path.exists())
-    needed, free = count * BYTES_A_VIDEO / 1e9, shutil.disk_usage(standing).free / 1e9
-    if needed < free:
-        return ""
-    return f"{count} new videos will take about {needed:.3g} GB, and {free:.3g} GB are free there"

@@ -11,6 +11,7 @@ from dfdc_lib.ops.pipeline import PASSING, Key, Line, append_lines, read_status
 from dfdc_lib.store import DamagedFile, WorkFolder, hold, list_faces, read_png
 
 KINDS = {"detect": "boxes", "crop": "crops", "masks": "masks"}  # stage → folder of what it makes
+SHOWN = 3  # names of what is wrong, of each kind
 AGAIN = "run `dfdc preprocess` again"
 STRIKE = f"strike them out with `dfdc doctor --strike`, then {AGAIN}"
 
@@ -24,14 +25,11 @@ class Fault(NamedTuple):
     keys: Sequence[Key] = ()  # what must be done again
 
 
-def check_work(
-    work: WorkFolder, show: int = 3, pictures: bool = False, strike: bool = False
-) -> list[Finding]:
+def check_work(work: WorkFolder, pictures: bool = False, strike: bool = False) -> list[Finding]:
     """Does a work folder hold what its journal says?
 
-    show: how many names a finding gives. pictures: decode every crop and mask too. strike: strike
-    out the lines of what is missing or damaged, so that the next `dfdc preprocess` makes it again;
-    else nothing is changed.
+    pictures: decode every crop and mask too. strike: strike out the lines of what is missing or
+    damaged, so that the next `dfdc preprocess` makes it again; else nothing is changed.
     """
     try:
         recipe, status = work.read_recipe(), read_status(work)
@@ -49,7 +47,7 @@ def check_work(
         found += f"; {len(keys)} lines struck out: {AGAIN}"
     findings = [Finding(f"work folder {work.root}", not faults, found)]
     for what, names, fix, _ in faults:
-        few = ", ".join(names[:show]) + ", …" * (len(names) > show)
+        few = ", ".join(names[:SHOWN]) + ", …" * (len(names) > SHOWN)
         findings.append(Finding(what, False, f"{len(names)}: {few}", fix))
     return findings
 

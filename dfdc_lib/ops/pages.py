@@ -1,6 +1,6 @@
-"""A page about one video: a single HTML file that needs no network and runs no script.
+"""A page about one video: its score, each person's over time, the most suspicious faces.
 
-It shows the video's score, what each person's face scored over time, and the most suspicious faces.
+It is a single HTML file that needs no network and runs no script.
 """
 
 import base64
@@ -21,7 +21,7 @@ from dfdc_lib.model import DeepfakeClassifier
 from dfdc_lib.plots import plot_people, show_pictures, undo_normalise
 from dfdc_lib.predict import REHEARSAL_WARNING, Cut, Scorer, Verdict, cut_crop
 from dfdc_lib.rehearsal.sample import credit
-from dfdc_lib.store import appear_whole
+from dfdc_lib.store import write_text
 from dfdc_lib.video import iterate_frames
 
 TEMPLATES = Environment(  # file names and reasons come from strangers: all values are escaped
@@ -47,10 +47,7 @@ def write_page(verdict: Verdict, models: dict[str, Scorer], out: Path) -> Path:
         crops, maps, titles = explain_suspects(verdict, models, 4)
         titles += [""] * len(maps)
         values["suspects"] = embed(show_pictures([*crops, *maps], titles, columns=len(crops)))
-    page = TEMPLATES.get_template("page.html").render(values)
-    with appear_whole(out) as temporary:  # a file name need not be Unicode: "replace" shows a "?"
-        temporary.write_text(page, encoding="utf-8", errors="replace")
-    return Path(out)
+    return write_text(out, TEMPLATES.get_template("page.html").render(values))
 
 
 def explain(model: DeepfakeClassifier, crop: torch.Tensor) -> np.ndarray:
