@@ -1,8 +1,8 @@
-"""The 1st-place solution of the Deepfake Detection Challenge: import the module that you need."""
+"""The 1st-place solution of the Deepfake Detection Challenge. Import the module you need."""
 
 import os
 
-# Albumentations would ask the package index for news whenever it is imported.
+# Otherwise albumentations looks for updates online at every import.
 os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")
 
 __version__ = "0.1.0"

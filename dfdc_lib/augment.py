@@ -1,9 +1,8 @@
-"""Augmentation: what the test set may have done to a picture, as albumentations 1.0.0 did it.
+"""Do to pictures what the test set may have done, as albumentations 1.0.0 did. See notebook 05.
 
-Every pipeline takes a crop (H, W, 3) uint8 RGB of any size and returns a float32 tensor (3, size,
-size), normalised with ImageNet's mean and spread. A second picture passed as `fake` is augmented
-exactly as the first, and a `mask` (H, W) uint8 goes through the same geometry. The hard set also
-needs `landmarks` (5, 2) in pixels of the crop and the `label`. Notebook 05 shows each transform.
+A pipeline turns a crop (H, W, 3) uint8 RGB of any size into a float32 tensor (3, size, size),
+normalised for ImageNet. A second picture, `fake`, is augmented alike, and a `mask` (H, W) uint8
+moves along. The hard sets also need `landmarks` (5, 2) in pixels of the crop, and `label`.
 """
 
 from collections.abc import Callable
@@ -16,8 +15,8 @@ from albumentations.pytorch import ToTensorV2
 
 from dfdc_lib.geometry import isotropic_resize
 
-BLUR_SIGMA = (2 * np.log(2)) ** -0.5  # gives OpenCV's own 3 x 3 kernel, with weights 1/4, 1/2, 1/4
-# How the three variants of the slides resize: (when shrinking, when enlarging).
+BLUR_SIGMA = (2 * np.log(2)) ** -0.5  # OpenCV's own 3 x 3 kernel: 1/4, 1/2, 1/4
+# The slides' three ways to resize: (shrinking, enlarging).
 RESIZES = [
     (cv2.INTER_AREA, cv2.INTER_CUBIC),
     (cv2.INTER_AREA, cv2.INTER_LINEAR),
@@ -26,7 +25,7 @@ RESIZES = [
 
 
 class IsotropicResize(A.DualTransform):
-    """Resize so that the longer side is `size`, as `isotropic_resize` does."""
+    """Apply `isotropic_resize`."""
 
     def __init__(self, size: int, shrink: int = cv2.INTER_AREA, enlarge: int = cv2.INTER_CUBIC):
         super().__init__(p=1.0)
@@ -40,7 +39,7 @@ class IsotropicResize(A.DualTransform):
 
 
 class GaussNoise(A.ImageOnlyTransform):
-    """Add normal noise. Its variance is drawn evenly; 2.x draws the spread, and less comes out."""
+    """Add normal noise; its variance is drawn uniformly. (2.x draws the spread, and adds less.)"""
 
     def __init__(self, variance: tuple[float, float], p: float):
         super().__init__(p=p)
@@ -56,7 +55,7 @@ class GaussNoise(A.ImageOnlyTransform):
 
 
 class FancyPCA(A.ImageOnlyTransform):
-    """Shift all pixels by one colour, see `shift_colour`. alpha: the draw's standard deviation."""
+    """Apply `shift_colour` with a strength from a normal distribution of spread `alpha`."""
 
     def __init__(self, alpha: float, p: float = 0.5):
         super().__init__(p=p)
@@ -70,19 +69,18 @@ class FancyPCA(A.ImageOnlyTransform):
 
 
 def shift_colour(picture: np.ndarray, strength: float) -> np.ndarray:
-    """Add one colour to every pixel, as albumentations 1.0.0 did, which took rows for columns.
+    """Add one colour to every pixel, like albumentations 1.0.0, which mixed up rows and columns.
 
-    In Krizhevsky et al. 2012 red moves by what the three principal directions of the colours say of
-    red; here by all numbers of the strongest direction, and green by those of the second.
+    In Krizhevsky et al. 2012 each principal direction moves red; here only the strongest does.
     """
-    # Directions stand in columns, the weakest first.
+    # eigh returns directions as columns, the weakest first.
     variances, directions = np.linalg.eigh(np.cov(picture.reshape(-1, 3).T / 255))
     shift = 255 * strength * directions.T[::-1] @ variances[::-1]  # (3,)
     return np.clip(picture + shift, 0, 255).astype(np.uint8)
 
 
 class Cover(A.DualTransform):
-    """Paint black what a subclass's `keep` (H, W) uint8, 1 or 0, leaves out; in the mask too."""
+    """Black out picture and mask where a subclass's `keep` (H, W) uint8 is 0; elsewhere it is 1."""
 
     def apply(self, img, keep: np.ndarray, **params):
         return img * keep[..., None]
@@ -91,12 +89,8 @@ class Cover(A.DualTransform):
         return mask * keep
 
 
-class GridMask(Cover):
-    """Cover a regular grid of squares, after GridMask (arXiv 2001.04086).
-
-    Ours: upstream's code has none. Its period is a share of the picture's shorter side. (2.x's
-    GridDropout makes no grid.)
-    """
+class GridMask(Cover):  # 2.x's GridDropout makes no grid
+    """Cover a grid of squares, after GridMask (arXiv 2001.04086). Ours: upstream has none."""
 
     def get_params_dependent_on_data(self, params: dict, data: dict) -> dict:
         shape, stripes = params["shape"][:2], []
@@ -108,10 +102,10 @@ class GridMask(Cover):
 
 
 class BlackOut(Cover):
-    """Paint a part of the face black, so that no single part can be relied on, as the 7 x B7 did.
+    """Black out part of the face, as for the 7 x B7, so that no single part can be relied on.
 
-    Source: upstream's code, which takes dlib's 68 landmarks for the hull. We grow that of MTCNN's
-    five instead: dlib would be one more detector to build, for 6 % of the pictures.
+    Source: upstream's code; its hull, for 6 % of the pictures, has dlib's 68 landmarks. We enlarge
+    that of MTCNN's five, which saves a second detector.
     """
 
     @property
@@ -130,14 +124,11 @@ class BlackOut(Cover):
         return {"keep": np.ones(shape, np.uint8)}
 
 
-Shape = tuple[int, int]  # (H, W) of a picture
+Shape = tuple[int, int]  # (H, W)
 
 
 def cover_landmark(shape: Shape, landmarks: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    """Cover both eyes, the mouth, the nose or nothing by a bar; return what to keep: uint8, 1 or 0.
-
-    It is 0.35 to 0.7 times as thick as the eyes are apart.
-    """
+    """Cover eyes, mouth, nose or nothing with a bar. Returns `keep` (H, W) uint8, 1 or 0."""
     keep: np.ndarray = np.ones(shape, np.uint8)
     left_eye, right_eye, nose, left_mouth, right_mouth = landmarks
     between = (left_eye + right_eye) / 2
@@ -152,9 +143,9 @@ def cover_landmark(shape: Shape, landmarks: np.ndarray, rng: np.random.Generator
 
 
 def cover_half_hull(shape: Shape, landmarks: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    """Cover the left, right, upper or lower half of the face: the hull of its landmarks, grown."""
+    """Cover the left, right, upper or lower half of the landmarks' hull, enlarged to the face."""
     hull: np.ndarray = np.zeros(shape, np.uint8)
-    # By 1.9 it becomes as large as a face's outline from brows to chin.
+    # 1.9 times the hull reaches from brows to chin.
     points = landmarks.mean(axis=0) + 1.9 * (landmarks - landmarks.mean(axis=0))
     cv2.fillConvexPoly(hull, cv2.convexHull(np.round(points).astype(np.int32)), 1)
     x, y = np.maximum(np.round(points.mean(axis=0)).astype(int), 0)
@@ -165,10 +156,9 @@ def cover_half_hull(shape: Shape, landmarks: np.ndarray, rng: np.random.Generato
 
 
 def cover_part(shape: Shape, mask: np.ndarray | None, rng: np.random.Generator) -> np.ndarray:
-    """Cover half of the picture or two opposite quarters, but never all that is fake.
+    """Cover half the picture or two opposite quarters, but never everything that is fake.
 
-    mask: of a fake. Of the pixels above half of its highest value, more than 20 stay
-    visible; where no choice grants it, all stays.
+    mask: of a fake. More than 20 pixels above half its maximum stay, or else nothing is covered.
     """
     y, x = np.indices(shape)
     upper, left = y < shape[0] // 2, x < shape[1] // 2
@@ -187,7 +177,7 @@ def _compose(transforms: list, seed: int | None, record: bool = False) -> A.Comp
 
 
 def slides_transforms(size: int, as_upstream: bool = False) -> list[A.BasicTransform]:
-    """The slides' transforms. as_upstream: with its one way to resize, the first of the three."""
+    """List the slides' transforms. as_upstream: with only the first of the three ways to resize."""
     kinds = [RESIZES[0]] * 3 if as_upstream else RESIZES
     colours = [
         A.RandomBrightnessContrast(brightness_limit=0.2, contrast_limit=0.2),
@@ -214,10 +204,9 @@ def train_transforms(
     as_upstream: bool = False,
     record: bool = False,
 ) -> A.Compose:
-    """The slides' training augmentation.
+    """Build the slides' training augmentation. hard: cover parts of the picture first.
 
-    hard: blackouts and a grid of holes before it (needs landmarks). as_upstream: without the grid,
-    which is ours, and with one way to resize. record: "applied_transforms" tells what was done.
+    as_upstream: no GridMask, one way to resize. record: list what was done in "applied_transforms".
     """
     covers = [BlackOut(p=1), GridMask(p=0.1)] if hard else []
     covers = covers[:1] if as_upstream else covers
@@ -225,7 +214,7 @@ def train_transforms(
 
 
 def demo_transforms(size: int, seed: int | None = None) -> A.Compose:
-    """What the sample needs: two faces are soon learned by heart, by colour, place or size."""
+    """Vary colour, place and size, or the sample's two faces are soon learned by heart."""
     transforms = [
         IsotropicResize(size),
         A.PadIfNeeded(size, size),
@@ -239,12 +228,12 @@ def demo_transforms(size: int, seed: int | None = None) -> A.Compose:
 
 
 def valid_transforms(size: int) -> A.Compose:
-    """What every picture meets outside training: isotropic resize, centred on black, normalised."""
+    """Resize, centre on black and normalise, as for every picture outside training."""
     return _compose([IsotropicResize(size), A.PadIfNeeded(size, size)], seed=None)
 
 
 def _shift_scale_rotate(shift: float, scale: float, degrees: float, p: float) -> A.Affine:
-    """1.0.0's ShiftScaleRotate, but for half a pixel, and for shifts in whole pixels here."""
+    """Imitate 1.0.0's ShiftScaleRotate to within half a pixel, but with shifts in whole pixels."""
     limits = {"scale": (1 - scale, 1 + scale), "translate_percent": (-shift, shift)}
     return A.Affine(**limits, rotate=(-degrees, degrees), keep_ratio=True, p=p)
 

@@ -1,7 +1,6 @@
-"""Self-blending: a face blended with a changed copy of itself, and the parts that all blends share.
+"""Blend a face with a changed copy of itself, by steps that all blends share.
 
-Pictures are (H, W, 3) uint8 RGB. Landmarks are (5, 2) in pixels: left eye, right eye, nose, left
-and right mouth corner.
+Pictures: (H, W, 3) uint8 RGB. Landmarks: (5, 2) in pixels, as in `faces.Faces`.
 """
 
 import cv2
@@ -9,11 +8,9 @@ import numpy as np
 
 from dfdc_lib.geometry import affine_between, move_points
 
-# A face's own frame: the origin between the eyes, y down the face, 1 = from the eyes to the mouth.
-# The mean places of the five landmarks, after ArcFace's template.
+# After ArcFace's template, in a face's own frame: 0 between the eyes, y down, 1 at the mouth.
 FACE = np.array([(-0.43, 0.0), (0.43, 0.0), (0.0, 0.5), (-0.36, 1.0), (0.36, 1.0)])
-# Outlines, first their right halves: from brows to chin, as a hull of 68 landmarks has it, and of
-# eyes, nose and mouth, which expression and identity change most.
+# Right halves: brows to chin, as for 68 landmarks; INNER: what expression and identity change.
 RIGHT = [(0.25, -0.42), (0.62, -0.38), (0.8, -0.15), (0.84, 0.35)]
 RIGHT += [(0.76, 0.85), (0.6, 1.25), (0.3, 1.6), (0.0, 1.7)]
 INNER_RIGHT = [(0.7, -0.22), (0.7, 0.25), (0.55, 1.05), (0.3, 1.25)]
@@ -22,11 +19,11 @@ INNER = np.concatenate([INNER_RIGHT, np.multiply(INNER_RIGHT, (-1, 1))])
 
 
 class NotAFace(ValueError):
-    """Landmarks that no face has, or that of a face which leaves the picture."""
+    """Landmarks that no face has, or that lie outside the picture."""
 
 
 def face_frame(landmarks: np.ndarray, height: int, width: int) -> np.ndarray:
-    """The affine map (2, 3) from a face's own frame to a picture of this size. Raises NotAFace."""
+    """Return the affine map (2, 3) from a face's own frame to the picture. Raises NotAFace."""
     landmarks = np.asarray(landmarks, float)
     if landmarks.shape != (5, 2) or not np.isfinite(landmarks).all():
         raise NotAFace(f"a face has five finite landmarks (5, 2), got {landmarks.tolist()}")
@@ -51,10 +48,9 @@ def hull_mask(
     outline: np.ndarray = OUTLINE,
     feather: float = 0.1,
 ) -> np.ndarray:
-    """A soft mask (H, W) float32 in [0, 1] of an outline that the landmarks carry onto the face.
+    """Make a soft mask (H, W) float32 in [0, 1] of an outline, which the landmarks place.
 
-    feather: the blur's standard deviation, in units of a face's own frame. After Face X-ray (arXiv
-    1912.13458), which takes the hull of 68 landmarks.
+    feather: the blur's sigma; 1 is from eyes to mouth. After Face X-ray (arXiv 1912.13458).
     """
     frame = face_frame(landmarks, height, width)
     sixteenths = np.round(16 * move_points(outline, frame)).astype(np.int32)  # of a pixel
@@ -67,18 +63,18 @@ def hull_mask(
 
 
 def eyes_to_mouth(landmarks: np.ndarray) -> float:
-    """How large a face is: pixels from between the eyes to the middle of the mouth."""
+    """Measure a face: pixels from between the eyes to the middle of the mouth."""
     return float(np.hypot(*(landmarks[3:].mean(axis=0) - landmarks[:2].mean(axis=0))))
 
 
 def shift_channels(picture: np.ndarray, shift: np.ndarray, contrast: float = 1.0) -> np.ndarray:
-    """Stretch the channels by `contrast` around the middle, then add `shift` (3,) grey levels."""
+    """Scale the contrast around level 128, then add `shift` (3,) grey levels."""
     levels = 128 + contrast * (np.arange(256)[:, None] - 128.0) + shift
     return cv2.LUT(picture, np.clip(levels, 0, 255).round().astype(np.uint8)[None])
 
 
 def lose_detail(picture: np.ndarray, detail: float) -> np.ndarray:
-    """Shrink a picture to `detail` of its size and enlarge it again, as a small generator does."""
+    """Shrink a picture to `detail` of its size and enlarge it again, like a small generator."""
     if not 0 < detail <= 1:
         raise ValueError(f"detail is a share of the size, above 0 and at most 1, got {detail}")
     height, width = picture.shape[:2]
@@ -90,7 +86,7 @@ def lose_detail(picture: np.ndarray, detail: float) -> np.ndarray:
 def blend(
     target: np.ndarray, donor: np.ndarray, weights: np.ndarray, opacity: float = 1.0
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Lay `donor` over `target` by `opacity` times `weights` (H, W); return (picture, mask)."""
+    """Mix `donor` into `target` by opacity * weights (H, W) in [0, 1]; return (picture, mask)."""
     mixed = target + opacity * weights[..., None] * (donor.astype(np.float32) - target)
     return np.clip(mixed, 0, 255).round().astype(np.uint8), np.ceil(weights * 255).astype(np.uint8)
 
@@ -98,10 +94,10 @@ def blend(
 def fit_to(
     donor: np.ndarray, donor_landmarks: np.ndarray, landmarks: np.ndarray, height: int, width: int
 ) -> np.ndarray:
-    """Warp the donor's picture so that its landmarks fall on `landmarks`, to height x width."""
+    """Warp `donor` to height x width, so that its landmarks fall on `landmarks`."""
     warp = affine_between(donor_landmarks, landmarks)
     scale = float(np.sqrt(abs(np.linalg.det(warp[:, :2]))))
-    if scale < 0.8:  # plain sampling would alias, which is not a trait of fakes
+    if scale < 0.8:  # warping alone would alias, which is no trait of fakes
         donor = cv2.resize(donor, None, fx=scale, fy=scale, interpolation=cv2.INTER_AREA)
         warp = affine_between(donor_landmarks * scale, landmarks)
     return cv2.warpAffine(donor, warp, (width, height), borderMode=cv2.BORDER_REFLECT_101)
@@ -110,11 +106,10 @@ def fit_to(
 def self_blend(
     picture: np.ndarray, landmarks: np.ndarray, rng: np.random.Generator
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Blend a face with a slightly changed copy of itself: a fake without a second face.
+    """Blend a face with a slightly changed copy of itself. Returns what `blend` does.
 
-    After self-blended images (arXiv 2204.08376): the copy's colours are shifted, it is blurred or
-    sharpened, resized by a few percent and moved a little. (The paper changes either the copy or
-    its surroundings. Here always the copy, so that outside the mask nothing changes.)
+    After self-blended images (arXiv 2204.08376), which change the copy or what surrounds it; here
+    always the copy, so that nothing outside the mask changes. Raises NotAFace.
     """
     height, width = picture.shape[:2]
     feather, outline = rng.uniform(0.02, 0.15), deform(OUTLINE, rng.uniform(0, 0.2), rng)

@@ -1,4 +1,4 @@
-"""Find faces: MTCNN at the size that the slides' rule asks for, and who is who over the frames."""
+"""Find faces with MTCNN, at the size the slides ask for, and say who is who from frame to frame."""
 
 from collections import deque
 from collections.abc import Iterator, Sequence
@@ -16,21 +16,21 @@ from dfdc_lib.config import TRAIN_THRESHOLDS
 from dfdc_lib.geometry import detector_scale
 from dfdc_lib.jobs import count_cores
 
-SMALLEST_FACE = 20  # pixels of a frame's shorter side: facenet-pytorch's own limit
-DETECT_AT_ONCE = 8  # frames to give a detector together: two threads' worth, and not much memory
+SMALLEST_FACE = 20  # pixels of a frame's shorter side, as in facenet-pytorch
+DETECT_AT_ONCE = 8  # frames per call: enough for two threads, in little memory
 
-PATIENCE = 10  # frames that somebody may be missing in, and be known again
+PATIENCE = 10  # frames that a person may be unseen and keep the number
 
 
 class Faces(NamedTuple):
-    """The faces of one frame, in pixels of it, most certain first."""
+    """The faces of one frame, in its pixels, the most certain first."""
 
     boxes: np.ndarray  # (n, 4) float32: x0, y0, x1, y1
     scores: np.ndarray  # (n,) float32 in [0, 1]
     landmarks: np.ndarray  # (n, 5, 2) float32: eyes, nose, mouth corners; each left, then right
 
     def scaled(self, factor: float) -> "Faces":
-        """The same faces in a frame that is `factor` times as large."""
+        """Scale the faces to a frame `factor` times as large."""
         return Faces(self.boxes * factor, self.scores, self.landmarks * factor)
 
 
@@ -38,11 +38,11 @@ NOBODY = Faces(*(np.zeros((0, *shape), np.float32) for shape in ((4,), (), (5, 2
 
 
 class FaceDetector:
-    """MTCNN (Zhang et al. 2016) with the weights that facenet-pytorch's wheel carries.
+    """MTCNN (Zhang et al. 2016) with facenet-pytorch's weights.
 
-    thresholds: one for each of P-, R- and O-Net. device: "auto" takes a GPU where there is one.
-    backend: "plain" is facenet-pytorch's own `detect`; "torch" and "openvino" (a CPU and the extra
-    `cpu`) find the same faces sooner; "auto" takes the faster one. threads: of OpenVINO; 0: all.
+    thresholds: for P-, R- and O-Net. threads: OpenVINO's; 0 for all. device: "auto" takes a GPU if
+    there is one. backend: "plain" is facenet-pytorch's own `detect`; "torch" and "openvino" (a CPU
+    and the extra `cpu`) find the same faces sooner; "auto" takes the faster.
     """
 
     def __init__(
@@ -65,10 +65,7 @@ class FaceDetector:
             self._cascade = Cascade(thresholds, device, backend, threads or count_cores())
 
     def detect(self, frames: Sequence[np.ndarray]) -> list[Faces]:
-        """The faces in each frame (H, W, 3) uint8 RGB, at the frame's own size.
-
-        Frames of equal size that follow each other are looked at together, which is faster.
-        """
+        """Find faces in frames (H, W, 3) uint8 RGB as they are; runs of one size go faster."""
         found: list[Faces] = []
         for shape, equal in groupby(frames, np.shape):
             several = list(equal)
@@ -79,22 +76,20 @@ class FaceDetector:
     def detect_resized(
         self, frames: Sequence[np.ndarray], procedure: str = "slides"
     ) -> list[Faces]:
-        """The faces at the size that `resize_for_detection` gives, in pixels of the frames.
-
-        At a frame's edge the detector may guess a face that lies outside; it is left out.
-        """
+        """Find faces after `resize_for_detection`; return them in pixels of the frames given."""
         found = self.detect([resize_for_detection(frame, procedure) for frame in frames])
         result = []
         for faces, frame in zip(found, frames, strict=True):
             size = frame.shape[1::-1]
             faces = faces.scaled(1 / _scale(size, procedure))
+            # At an edge the detector may guess a face that lies outside.
             seen = (faces.boxes[:, :2] < np.subtract(size, 1)) & (faces.boxes[:, 2:] > 1)
             result.append(Faces(*(values[seen.all(axis=1)] for values in faces)))
         return result
 
 
 class _PlainCascade:
-    """facenet-pytorch's own way, frame by frame."""
+    """Run facenet-pytorch's own `detect`, frame by frame."""
 
     def __init__(self, thresholds: Sequence[float], device: str):
         from facenet_pytorch import MTCNN
@@ -111,7 +106,7 @@ class _PlainCascade:
 
 @cache
 def shared_detector(thresholds: tuple[float, float, float], threads: int) -> FaceDetector:
-    """A FaceDetector that is made once in a process, since that takes seconds."""
+    """Make a FaceDetector once per process, since that takes seconds."""
     return FaceDetector(thresholds, threads=threads)
 
 
@@ -120,7 +115,7 @@ def _scale(size: tuple[int, int], procedure: str) -> float:
 
 
 def resize_for_detection(frame: np.ndarray, procedure: str = "slides") -> np.ndarray:
-    """A frame at the size of the slides' rule, or halved by Pillow as upstream's code does."""
+    """Resize a frame by the slides' rule, or halve it with Pillow, as upstream's code does."""
     if procedure == "upstream":
         half = [max(length // 2, 1) for length in frame.shape[1::-1]]
         return np.asarray(Image.fromarray(frame).resize(half))  # bicubic and antialiased
@@ -132,7 +127,7 @@ def resize_for_detection(frame: np.ndarray, procedure: str = "slides") -> np.nda
 
 
 def box_overlap(boxes: np.ndarray, others: np.ndarray) -> np.ndarray:
-    """Intersection over union of every box (n, 4) with every other (m, 4): (n, m) in [0, 1]."""
+    """Return the intersection over union (n, m) of boxes (n, 4) with others (m, 4)."""
     low = np.maximum(boxes[:, None, :2], others[None, :, :2])
     high = np.minimum(boxes[:, None, 2:], others[None, :, 2:])
     shared = np.clip(high - low, 0, None).prod(axis=2)
@@ -143,7 +138,7 @@ def box_overlap(boxes: np.ndarray, others: np.ndarray) -> np.ndarray:
 
 @dataclass
 class _Person:
-    """Where somebody was last seen, and how fast the box moved then."""
+    """Where a person was last seen, and how fast the box moved."""
 
     face_idx: int
     box: np.ndarray  # (4,)
@@ -153,19 +148,18 @@ class _Person:
     def see(self, box: np.ndarray, frame_idx: int) -> None:
         shift = (box[:2] + box[2:] - self.box[:2] - self.box[2:]) / 2
         speed = np.tile(shift / (frame_idx - self.seen_at), 2)
-        # A detector's boxes tremble, and so does a hand with a camera: keep most of what was known.
+        # Boxes jitter and cameras shake: keep most of the old velocity.
         self.velocity = 0.7 * self.velocity + 0.3 * speed if self.velocity.any() else speed
         self.box, self.seen_at = box, frame_idx
 
 
 class FaceLinker:
-    """Says who is who from frame to frame: the same number for the same person.
+    """Gives the same person the same number from frame to frame.
 
-    Each person is expected where the last movement leads; the pairing of people and faces with the
-    largest total overlap wins (the Hungarian method). So two people who cross keep their numbers,
-    and so does one who is not found for up to PATIENCE frames. Only boxes are compared: two who
-    meet and turn back are taken to have crossed, and after a cut the next person in the same place
-    is taken for the same.
+    It expects each person where the last movement leads, and pairs people and faces by the largest
+    total overlap (Hungarian method). People who cross, or are unseen for up to PATIENCE frames,
+    keep their numbers. Only boxes count: two who meet and turn back swap numbers, and after a
+    cut a person in the same place is taken for the same.
     """
 
     def __init__(self) -> None:
@@ -173,7 +167,7 @@ class FaceLinker:
         self._recent: deque[int] = deque(maxlen=PATIENCE + 1)
 
     def link(self, faces: Faces, frame_idx: int) -> np.ndarray:
-        """The face_idx (n,) int of the faces of the next frame; frames come in rising order."""
+        """Return face_idx (n,) int for the faces of the next frame; frames must come in order."""
         oldest = self._recent[0] if self._recent else frame_idx
         known = [person for person in self._people if person.seen_at >= oldest]
         pairs = _match(faces.boxes, known, frame_idx)
@@ -191,7 +185,7 @@ class FaceLinker:
 
 
 def _match(boxes: np.ndarray, people: list[_Person], frame_idx: int) -> dict[int, int]:
-    """Face → person of the best assignment, each pair with some overlap."""
+    """Pair faces with people who overlap: face → person."""
     if not people:
         return {}
     expected = np.array([p.box + p.velocity * (frame_idx - p.seen_at) for p in people])
@@ -210,6 +204,6 @@ def _match(boxes: np.ndarray, people: list[_Person], frame_idx: int) -> dict[int
 
 
 def _grown(boxes: np.ndarray, share: float) -> np.ndarray:
-    """Boxes (n, 4) grown by a share of their size on each side."""
+    """Grow boxes (n, 4) by a share of their size on each side."""
     pad = (boxes[:, 2:] - boxes[:, :2]) * share
     return np.concatenate([boxes[:, :2] - pad, boxes[:, 2:] + pad], axis=1)

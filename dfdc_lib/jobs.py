@@ -1,7 +1,4 @@
-"""Many jobs over processes: of this machine by Pebble, of a cluster by Dask.
-
-A job is a tuple of arguments. A process that dies or hangs costs its own job, and nothing else.
-"""
+"""Run jobs in processes (Pebble) or on a cluster (Dask); a death or hang costs only its own job."""
 
 import faulthandler
 import os
@@ -16,14 +13,14 @@ from itertools import islice
 from multiprocessing import get_context, parent_process
 from typing import Any, NamedTuple
 
-TIME_LIMIT = 600.0  # seconds that one job may take
-WINDOW = 1000  # jobs that a scheduler is given at once
-Jobs = Iterable[tuple]
-Results = Iterator[tuple[tuple, Any]]  # (job, what it returned, or Lost)
+TIME_LIMIT = 600.0  # seconds per job
+WINDOW = 1000  # jobs that a scheduler holds at once
+Jobs = Iterable[tuple]  # of arguments
+Results = Iterator[tuple[tuple, Any]]  # (job, its result or Lost)
 
 
 class Lost(NamedTuple):
-    """What came of a job whose process brought no result."""
+    """The result of a job whose process died or hung."""
 
     status: str  # "crashed" or "timeout"
     reason: str
@@ -36,13 +33,12 @@ def run_jobs(
     scheduler: str = "",
     time_limit: float = TIME_LIMIT,
 ) -> Results:
-    """Yield (job, function(*job)) as jobs end, in any order; `Lost` for one whose process died.
+    """Yield (job, function(*job) or `Lost`) as jobs end, in any order.
 
-    workers: processes of this machine, where a job that takes longer than `time_limit` seconds is
-    stopped, and one that crashed is tried once more, alone, at the end; with 0 the work is done
-    here, in order and unguarded. scheduler: the address of a Dask scheduler, whose workers do the
-    work; its `allowed-failures` says how often they try. What `function` raises is raised here, and
-    the jobs that still wait are dropped.
+    workers: processes on this machine, where a job that crashed is tried again, alone, at the end;
+    0 does the work here, in order and unguarded. scheduler: a Dask scheduler's address; there its
+    `allowed-failures` limits the tries. time_limit: seconds, after which a job is stopped. What
+    `function` raises is raised here, and the waiting jobs are dropped.
     """
     if not 0 < time_limit <= 1e8:
         raise ValueError(f"a time limit is a number of seconds above 0, got {time_limit:g}")
@@ -70,7 +66,7 @@ def _in_processes(function: Callable, jobs: Jobs, workers: int, time_limit: floa
     first = context.Process(target=count_cores)
     first.start()
     first.join()
-    if first.exitcode:  # Pebble would start its processes again for ever
+    if first.exitcode:  # Pebble would restart its processes forever
         guard = 'if a script calls this, then under `if __name__ == "__main__":`'
         raise OSError(f"a worker process died before its first job; {guard}")
     pool = ProcessPool(workers, initializer=become_worker, initargs=(share,), context=context)
@@ -130,14 +126,14 @@ def _on_cluster(function: Callable, jobs: Jobs, address: str, time_limit: float)
 
 
 def _guard_job(function: Callable, job: tuple, time_limit: float):
-    """Do a job in a cluster's worker, which it ends where it takes too long."""
+    """Do a job in a cluster's worker, and end the worker if it takes too long."""
     from distributed import get_worker
 
     if (threads := get_worker().state.nthreads) != 1:
         why = f"a worker of the cluster has {threads} threads: one bad video would end the others"
         raise ValueError(f"{why}: start it with --nthreads 1, and with as many --nworkers as cores")
     use_cores(1)
-    # It ends the process, also where native code holds the interpreter.
+    # This works even where native code holds the interpreter.
     faulthandler.dump_traceback_later(time_limit, exit=True)
     try:
         return function(*job)
@@ -149,25 +145,25 @@ _cores = 0  # 0: all
 
 
 def count_cores() -> int:
-    """How many cores this process may use: of a node, a container or a machine often not all."""
-    affinity = getattr(os, "sched_getaffinity", None)  # Windows and macOS have none
+    """Count the cores this process may use: often fewer than the machine has."""
+    affinity = getattr(os, "sched_getaffinity", None)  # not on Windows and macOS
     return _cores or (len(affinity(0)) if affinity else os.cpu_count() or 1)
 
 
 def use_cores(count: int) -> None:
-    """Let this process's libraries use `count` cores: what works beside it has the others."""
+    """Limit this process's libraries to `count` cores, and leave its neighbours the others."""
     global _cores
     import cv2
 
     _cores = count
     cv2.setNumThreads(count)
-    os.environ["OMP_NUM_THREADS"] = str(count)  # torch reads it on import; some never import it
+    os.environ["OMP_NUM_THREADS"] = str(count)  # for torch, if imported later
     if torch := sys.modules.get("torch"):
         torch.set_num_threads(count)
 
 
 def become_worker(count: int) -> None:
-    """Be a worker of `count` cores that does not outlive its parent, and leaves Ctrl-C to it."""
+    """Become a worker with `count` cores that ends with its parent and leaves Ctrl-C to it."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     use_cores(count)
 

@@ -1,4 +1,4 @@
-"""Log loss, AUC, and how far a number from few videos can be trusted."""
+"""Log loss, AUC, and how far to trust a number from a few videos."""
 
 from collections.abc import Callable
 
@@ -8,21 +8,21 @@ from sklearn.metrics import roc_auc_score
 
 
 def log_loss(labels: np.ndarray, p_fake: np.ndarray) -> float:
-    """The challenge's metric: mean of -log of the probability given to the truth."""
+    """Average -log of the probability given to the truth: the challenge's metric."""
     return float(_log_loss(labels, np.asarray(p_fake, float), labels=[0, 1]))
 
 
 def auc(labels: np.ndarray, p_fake: np.ndarray) -> float:
-    """The chance that a random fake scores above a random real; NaN where one class is absent."""
+    """Return the chance that a random fake outscores a random real; NaN if one class is absent."""
     if len(np.unique(labels)) < 2:
         return float("nan")
     return float(roc_auc_score(labels, p_fake))
 
 
 def at_base_rate(p_fake: float, rate: float) -> float:
-    """What p_fake of a model that learned with half fakes means where their share is `rate`.
+    """Move a calibrated p_fake from half fakes to a share of `rate`, by Bayes' rule.
 
-    Bayes' rule, if p_fake is calibrated: 0.9 becomes 0.083 where one video in a hundred is fake.
+    0.9 becomes 0.083 where one video in a hundred is fake.
     """
     if not 0 < rate < 1:
         raise ValueError(f"a base rate lies between 0 and 1, got {rate}")
@@ -38,12 +38,10 @@ def bootstrap_interval(
     n_draws: int = 1000,
     seed: int = 0,
 ) -> tuple[float, float]:
-    """The middle 95 % of `metric` when whole groups are drawn again with replacement.
+    """Return the middle 95 % of `metric` over draws of whole groups with replacement.
 
-    `groups` names the original of each video: an original and its fakes share a scene, so they are
-    not independent and are drawn together. Draws that hold one class only are skipped. p_fake:
-    (n,), or (n, k) where `metric` takes it. NaN where there is one group only, or one class: then
-    nothing can be said.
+    groups: each video's original, since a scene's videos are not independent. p_fake: (n,), or
+    (n, k) if `metric` takes it. Draws of one class are skipped; one group or class gives two NaN.
     """
     labels, p_fake, groups = np.asarray(labels), np.asarray(p_fake), np.asarray(groups)
     members = [np.flatnonzero(groups == g) for g in np.unique(groups)]

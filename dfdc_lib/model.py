@@ -1,4 +1,4 @@
-"""The classifier: a timm encoder, an average and one logit. And the checkpoints that hold it."""
+"""The classifier (a timm encoder, an average and one logit) and its checkpoints."""
 
 import textwrap
 import warnings
@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from dfdc_lib.config import ENCODERS, MARGINS, PROCEDURES, Margin, Procedure, encoder_preset
 from dfdc_lib.store import appear_whole, show
 
-NUMPY_NUMBER = [  # what a numpy number in a checkpoint is made of, such as upstream's best loss
+NUMPY_NUMBER = [  # what makes up a numpy number, such as the best loss in upstream's checkpoints
     *(np.dtype, np.dtypes.Float64DType, np.dtypes.Float32DType, multiarray.scalar),
     (multiarray.scalar, "numpy.core.multiarray.scalar"),  # its name before numpy 2
 ]
@@ -24,11 +24,11 @@ UPSTREAM_ENCODERS = {1536: "b3", 1792: "b4", 2048: "b5", 2304: "b6", 2560: "b7"}
 
 @dataclass(frozen=True)
 class ModelCard:
-    """What one must know to use a checkpoint. Raises ValueError for what no card of ours says."""
+    """What you must know to use a checkpoint. Raises ValueError for values that can't be right."""
 
     encoder: str  # a name from config.ENCODERS, or timm's
     size: int  # side of the square input, pixels
-    margin: Margin = MARGINS["slides"]  # of the crops that it was trained on
+    margin: Margin = MARGINS["slides"]  # of its training crops
     trained_on: str = "nothing"  # "nothing", "sample" or the data folder's name
     procedure: Procedure = "slides"  # how its faces are found and cut
 
@@ -40,21 +40,20 @@ class ModelCard:
             raise ValueError(f"procedure is one of {PROCEDURES}, got {show(self.procedure)}")
 
     def to_json(self) -> dict:
-        """The card as a checkpoint holds it."""
+        """Return the card as a checkpoint stores it."""
         return asdict(self) | {"margin": str(self.margin)}
 
     @classmethod
     def from_json(cls, stored: dict) -> "ModelCard":
-        """Undo `to_json`. In old checkpoints the margin is a number."""
+        """Undo `to_json`. Old checkpoints store the margin as a number."""
         return cls(**dict(stored) | {"margin": Margin.parse(stored["margin"])})
 
 
 class DeepfakeClassifier(nn.Module):
-    """Logit of "fake" for a batch of crops. encoder: a name from `config.ENCODERS`, or timm's.
+    """Upstream's network: encoder features, global average pool, one linear output.
 
-    As upstream: encoder features, global average pool, one linear output. pretrained: start from
-    weights of ImageNet, from timm's hub (True; random ones where it can't be reached), from a file,
-    or from a folder that holds <timm name>.safetensors, .pth or .bin.
+    encoder: a name from `config.ENCODERS`, or timm's. pretrained: ImageNet's weights from a file,
+    a folder with <timm name>.safetensors, .pth or .bin, or timm's hub (True; random if it fails).
     """
 
     def __init__(self, encoder: str, pretrained: bool | Path | str = False):
@@ -64,7 +63,7 @@ class DeepfakeClassifier(nn.Module):
         self.fc = nn.Linear(self.encoder.num_features, 1)
 
     def forward(self, crops: Tensor) -> Tensor:
-        """crops (N, 3, S, S) normalised → logits (N,)."""
+        """Turn crops (N, 3, S, S), normalised, into logits (N,) of "fake"."""
         features = self.encoder.forward_features(crops)  # (N, C, S/32, S/32)
         pooled = features.mean(dim=(2, 3))  # (N, C)
         return self.fc(pooled).squeeze(1)
@@ -72,13 +71,13 @@ class DeepfakeClassifier(nn.Module):
 
 @torch.inference_mode()
 def score(model: DeepfakeClassifier, crops: Tensor) -> Tensor:
-    """crops (N, 3, S, S) normalised → p_fake (N,) float32 on the CPU."""
+    """Turn crops (N, 3, S, S), normalised, into p_fake (N,) float32 on the CPU."""
     logits = model.eval()(crops.to(model.fc.weight.device))
     return logits.float().sigmoid().cpu()
 
 
 def create_encoder(encoder: str, pretrained: bool | Path | str) -> nn.Module:
-    """A timm encoder without its classifier, with random or pretrained weights."""
+    """Make a timm encoder without its classifier. pretrained: see `DeepfakeClassifier`."""
     import timm
 
     preset = encoder_preset(encoder)
@@ -87,7 +86,7 @@ def create_encoder(encoder: str, pretrained: bool | Path | str) -> nn.Module:
     if pretrained is True:
         try:
             return make(pretrained=True)
-        except (OSError, RuntimeError) as error:  # no network; or timm has no weights for this one
+        except (OSError, RuntimeError) as error:  # offline, or timm has no weights for it
             reason = type(error).__name__
             print(f"no pretrained weights for {name} ({reason}): starting from random ones")
     network = make(pretrained=False)
@@ -97,7 +96,7 @@ def create_encoder(encoder: str, pretrained: bool | Path | str) -> nn.Module:
 
 
 def load_pretrained_file(encoder: nn.Module, path: Path, timm_name: str) -> None:
-    """Load ImageNet's weights from a file, or from the encoder's in a folder. All keys must fit."""
+    """Load ImageNet's weights from a file, or the encoder's from a folder. All keys must fit."""
     if path.is_dir():
         files = [path / f"{timm_name}{suffix}" for suffix in (".safetensors", ".pth", ".bin")]
         path = next(filter(Path.is_file, files), files[0])
@@ -110,14 +109,14 @@ def load_pretrained_file(encoder: nn.Module, path: Path, timm_name: str) -> None
     else:
         weights = read_weights(path)
         weights = weights.get("state_dict", weights)
-    heads = encoder.pretrained_cfg["classifier"]  # its name, or several
+    heads = encoder.pretrained_cfg["classifier"]  # one name or several
     heads = tuple(f"{head}." for head in ([heads] if isinstance(heads, str) else heads))
     wanted = {k: v for k, v in weights.items() if not k.startswith(heads)}
     load_strictly(encoder, wanted, path)
 
 
 def load_strictly(module: nn.Module, weights: dict[str, Tensor], path: Path) -> None:
-    """Load weights that fit exactly. Raises ValueError that names keys that do not."""
+    """Load weights that fit exactly. Else raises ValueError with the keys that don't."""
     try:
         module.load_state_dict(weights)
     except RuntimeError as error:
@@ -126,7 +125,7 @@ def load_strictly(module: nn.Module, weights: dict[str, Tensor], path: Path) -> 
 
 
 def read_weights(path: Path) -> dict:
-    """Read a file of tensors and plain values, executing nothing. Else raises ValueError."""
+    """Read a dict of tensors and plain values; runs no code from the file. Raises ValueError."""
     try:
         with torch.serialization.safe_globals(NUMPY_NUMBER), warnings.catch_warnings():
             warnings.simplefilter("ignore")
@@ -139,17 +138,14 @@ def read_weights(path: Path) -> dict:
 
 
 def save_checkpoint(path: Path, model: DeepfakeClassifier, training: dict | None = None) -> None:
-    """Write weights and card; with `training`, also what a run needs to go on."""
+    """Write weights, card and, in `training`, what a run needs to resume."""
     stored = {"card": model.card.to_json(), "state_dict": model.state_dict()}
     with appear_whole(path) as temporary:
         torch.save(stored | ({"training": training} if training else {}), temporary)
 
 
 def load_checkpoint(path: Path) -> DeepfakeClassifier:
-    """Load a checkpoint of ours, or one that upstream released, ready to predict.
-
-    Raises FileNotFoundError, or ValueError that names the file and what is wrong with it.
-    """
+    """Load our own or upstream's checkpoint, to predict. Raises FileNotFoundError or ValueError."""
     if not Path(path).exists():
         raise FileNotFoundError(f"no such checkpoint: {path}")
     if not Path(path).is_file():
@@ -162,7 +158,7 @@ def load_checkpoint(path: Path) -> DeepfakeClassifier:
         weights, stored["card"] = adopt_upstream(weights, path)
     try:
         card = ModelCard.from_json(stored["card"])
-    except Exception as error:  # of any type, with anything in it
+    except Exception as error:  # it may hold anything
         raise ValueError(f"{path} has a card that can't be used: {error}") from error
     model = DeepfakeClassifier(card.encoder)
     load_strictly(model, weights, path)
@@ -174,11 +170,9 @@ def load_checkpoint(path: Path) -> DeepfakeClassifier:
 
 
 def adopt_upstream(weights: dict[str, Tensor], path: Path) -> tuple[dict[str, Tensor], dict]:
-    """Upstream's weights under our names, and their card; the number of features tells the encoder.
-
-    Its keys begin with `module.`, and its encoder kept ImageNet's classifier, which it never used.
-    """
+    """Rename upstream's weights, and make their card: the number of features tells the encoder."""
     weights = {k.removeprefix("module."): v for k, v in weights.items()}
+    # Its encoder kept ImageNet's classifier, but never used it.
     weights = {k: v for k, v in weights.items() if not k.startswith("encoder.classifier.")}
     weights = {k: v.float() if v.is_floating_point() else v for k, v in weights.items()}
     head = weights.get("fc.weight", torch.zeros(0))

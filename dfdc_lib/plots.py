@@ -1,7 +1,4 @@
-"""Figures: grids of pictures, boxes, scores. Functions return a figure; none touches the disk.
-
-Blue is real and orange is fake, for colour-blind readers too. What is neither is black or grey.
-"""
+"""Draw pictures, boxes and scores. Nothing here touches the disk."""
 
 import html
 from collections.abc import Callable, Sequence
@@ -13,16 +10,16 @@ import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 
-COLOURS = REAL, FAKE = "#0072B2", "#D55E00"  # by label
+COLOURS = REAL, FAKE = "#0072B2", "#D55E00"  # by label; colour-blind readers can tell them apart
 LINE = {"color": "black", "linewidth": 0.8, "linestyle": "--"}  # of thresholds
 
 
 def show_pictures(
     pictures: Sequence[np.ndarray], titles: Sequence[str], columns: int = 4, width: float = 7.1
 ) -> Figure:
-    """A grid of pictures (H, W, 3) uint8 RGB, or (H, W) shown as heat maps, with titles above.
+    """Show pictures (H, W, 3) uint8 RGB, or (H, W) as heat maps, in a grid with titles.
 
-    width: of the whole figure, in inches; at 7.1 the titles are as large as the text around them.
+    width: of the figure, in inches; at 7.1 the titles are as large as the page's text.
     """
     if not len(pictures) or len(pictures) != len(titles):
         counts = f"{len(pictures)} pictures and {len(titles)} titles"
@@ -35,7 +32,7 @@ def show_pictures(
     axes = figure.subplots(len(rows), columns, height_ratios=heights, squeeze=False)
     for axis in axes.flat:
         axis.axis("off")
-        axis.set_anchor("N")  # titles of a row stand at one height
+        axis.set_anchor("N")  # so that the titles of a row line up
     for axis, picture, title in zip(axes.flat, pictures, titles, strict=False):
         axis.imshow(picture, cmap="magma" if picture.ndim == 2 else None, vmin=0, vmax=255)
         axis.set_title(title, fontsize=9)
@@ -43,7 +40,7 @@ def show_pictures(
 
 
 def caption(text: str) -> None:
-    """Show the figures that a cell has drawn, and a line below them: whose pictures they are."""
+    """Show the figures a cell has drawn, and a line below: whose pictures they are."""
     from IPython.display import HTML, display
 
     plt.show()
@@ -51,7 +48,7 @@ def caption(text: str) -> None:
 
 
 def play(draw: Callable, values: Sequence, shown: Sequence, interactive: bool) -> None:
-    """Let a reader move a slider over `values`; a headless run draws those of `shown` instead."""
+    """Let a reader move a slider over `values`; if not `interactive`, draw those in `shown`."""
 
     def step(value: float) -> None:
         draw(value)
@@ -68,7 +65,7 @@ def play(draw: Callable, values: Sequence, shown: Sequence, interactive: bool) -
 
 
 def draw_faces(frame: np.ndarray, boxes: np.ndarray, landmarks: np.ndarray) -> np.ndarray:
-    """A copy of the frame (H, W, 3) with boxes (n, 4) and landmarks (n, 5, 2) drawn in."""
+    """Draw boxes (n, 4) and landmarks (n, 5, 2) into a copy of the frame (H, W, 3)."""
     drawn, thick = frame.copy(), max(frame.shape[1] // 240, 1)
     for box, points in zip(boxes, landmarks, strict=True):
         x0, y0, x1, y1 = (int(v) for v in box)
@@ -79,10 +76,7 @@ def draw_faces(frame: np.ndarray, boxes: np.ndarray, landmarks: np.ndarray) -> n
 
 
 def plot_training(metrics: pd.DataFrame, losses: Sequence[float]) -> Figure:
-    """The loss of each step in grey, each epoch's mean in black at its middle, against guessing.
-
-    metrics: columns step (the epoch's last), train_loss.
-    """
+    """Plot the loss of each step and epoch. metrics: columns step (an epoch's last), train_loss."""
     figure, axis = plt.subplots(figsize=(7.1, 3), layout="constrained")
     middles = (metrics.step + metrics.step.shift(fill_value=0) + 1) / 2
     steps = np.arange(1, len(losses) + 1)
@@ -95,10 +89,7 @@ def plot_training(metrics: pd.DataFrame, losses: Sequence[float]) -> Figure:
 
 
 def plot_people(faces: pd.DataFrame, threshold: float = 0.8) -> Figure:
-    """The models' mean p_fake over the frames of one video, with a mark and a grey for each person.
-
-    faces: columns frame_idx, face_idx, p_fake.
-    """
+    """Plot the models' mean p_fake of each person. faces: columns frame_idx, face_idx, p_fake."""
     figure, axis = plt.subplots(figsize=(7.1, 2.6), layout="constrained")
     mean = faces.groupby(["face_idx", "frame_idx"], as_index=False).p_fake.mean()
     styles = cycle([("o-", "black"), ("s:", "#777777"), ("D-", "black"), ("^:", "#777777")])
@@ -115,7 +106,7 @@ def plot_people(faces: pd.DataFrame, threshold: float = 0.8) -> Figure:
 
 
 def plot_verdicts(groups: dict[str, np.ndarray], threshold: float = 0.5) -> Figure:
-    """One dot a video, one row a kind. groups: kind → p_fake; the kind "original" is real."""
+    """Plot a dot per video, a row per kind. groups: kind → p_fake; the kind "original" is real."""
     figure, axis = plt.subplots(figsize=(7.1, 0.6 * len(groups) + 1.1), layout="constrained")
     for row, (kind, scores) in enumerate(groups.items()):
         spread = row + 0.24 * np.sin(np.arange(len(scores)) * 2.4)
@@ -129,7 +120,7 @@ def plot_verdicts(groups: dict[str, np.ndarray], threshold: float = 0.5) -> Figu
 
 
 def undo_normalise(tensor) -> np.ndarray:
-    """A model's input (3, S, S), normalised by ImageNet's numbers, as a picture (S, S, 3) uint8."""
+    """Turn a model's input (3, S, S), normalised for ImageNet, into a picture (S, S, 3) uint8."""
     mean, spread = np.array([0.485, 0.456, 0.406]), np.array([0.229, 0.224, 0.225])
     picture = np.asarray(tensor).transpose(1, 2, 0) * spread + mean
     return (np.clip(picture, 0, 1) * 255).round().astype(np.uint8)

@@ -27,38 +27,37 @@ REHEARSAL_WARNING = (
     "this checkpoint has learned the sample only, a rehearsal with two people: "
     "on any other video its score means nothing"
 )
-BATCH = {"cpu": 8, "cuda": 32}  # crops that a model is given at once
+BATCH = {"cpu": 8, "cuda": 32}  # crops that a model gets at once
 FACE_COLUMNS = ["frame_idx", "face_idx", "x0", "y0", "x1", "y1", "certainty"]
 NO_FACES = pd.DataFrame(columns=[*FACE_COLUMNS, "checkpoint", "p_fake"])
 
 
 @dataclass
 class Verdict:
-    """What can be said about one video. p_fake: None where no face was seen.
+    """What we say of one video: p_fake from the frames that could be read; None without a face.
 
-    status: "ok" · "short" (fewer frames than asked for, or the file breaks off) · "decode_error" ·
-    "detect_error": these may have a score, of the frames that could be read. "no_face" ·
-    "no_video_stream" · "unreadable" · "too_large" · "missing_file" · "out_of_memory"; of
-    `dfdc predict` also "crashed" · "timeout". faces: one row a face and checkpoint.
+    status: "ok", "short" (fewer frames than asked for, or the file breaks off), "decode_error",
+    "detect_error", "no_face", "no_video_stream", "unreadable", "too_large", "missing_file" or
+    "out_of_memory"; from `dfdc predict` also "crashed" or "timeout".
     """
 
     video: Path
     status: str
     p_fake: float | None = None
     n_frames: int = 0
-    faces: pd.DataFrame = field(default_factory=NO_FACES.copy)
+    faces: pd.DataFrame = field(default_factory=NO_FACES.copy)  # a row per face and checkpoint
     reason: str = ""
     strategy: str = PredictConfig.strategy
     procedure: str = "slides"  # how its faces were found and cut: a name from config.PROCEDURES
 
     @property
     def n_faces(self) -> int:
-        """Faces seen, each once however many models scored it."""
+        """Count each face once, however many models scored it."""
         return len(self.faces.drop_duplicates(["frame_idx", "face_idx"]))
 
     @property
     def people(self) -> pd.DataFrame:
-        """One row a person: face_idx, n_faces, and p_fake, joined from that person's faces."""
+        """Make a row per person: face_idx, n_faces, and p_fake joined over the person's faces."""
         rows = [
             (who, faces.frame_idx.nunique(), join_models(faces, self.strategy))
             for who, faces in self.faces.groupby("face_idx")
@@ -74,19 +73,19 @@ class Cut(NamedTuple):
 
     @classmethod
     def of(cls, card: ModelCard, procedure: str) -> "Cut":
-        """Those that a model with this card is given under a procedure, "slides" or "upstream"."""
+        """Choose them for a model with this card and a procedure, "slides" or "upstream"."""
         return cls(MARGINS["upstream"] if procedure == "upstream" else card.margin, card.size)
 
 
 class Scorer(NamedTuple):
-    """A model that is ready to score."""
+    """A model, ready to score."""
 
     model: DeepfakeClassifier
     score: Callable[[Tensor], Tensor]  # (N, 3, S, S) normalised → p_fake (N,), on the CPU
 
 
 class Seen(NamedTuple):
-    """What was seen of a video, before any score. status, reason, n_frames: as a Verdict's."""
+    """What was seen of a video, before any score. status, reason, n_frames: as in `Verdict`."""
 
     status: str
     reason: str = ""
@@ -98,10 +97,9 @@ class Seen(NamedTuple):
 def load_models(
     models: Iterable[DeepfakeClassifier | Path | str], config: PredictConfig = PredictConfig()
 ) -> dict[str, Scorer]:
-    """Load what is given as a path, keep what is loaded: name → scorer.
+    """Return name → scorer for paths of checkpoints and for loaded models.
 
-    Those from paths compute as config's backend and precision say; a loaded one as it stands.
-    Raises ValueError where nothing is given, or one thing twice.
+    config: backend and precision, for paths only. Raises ValueError for no model or a path twice.
     """
     from dfdc_lib.fast.scorers import make_scorer
 
@@ -122,7 +120,7 @@ def load_models(
 
 
 def complete_config(config: PredictConfig, cards: Iterable[ModelCard]) -> PredictConfig:
-    """The settings with the checkpoints' procedure, where they name none. Raises ValueError."""
+    """Fill in the checkpoints' procedure, and check the strategy. Raises ValueError."""
     if config.strategy not in STRATEGIES:
         known = ", ".join(STRATEGIES)
         raise ValueError(f"unknown strategy {config.strategy!r}: choose one of {known}")
@@ -136,7 +134,7 @@ def complete_config(config: PredictConfig, cards: Iterable[ModelCard]) -> Predic
 def predict_video(
     path: Path, models, n_frames: int = PredictConfig.frames, strategy: str = PredictConfig.strategy
 ) -> Verdict:
-    """Score one video. models: see `load_models`. Raises FileNotFoundError for no such file."""
+    """Score one video. models: see `load_models`. Raises FileNotFoundError."""
     if not Path(path).exists():
         raise FileNotFoundError(f"no such video: {path}")
     return next(predict_videos([path], models, PredictConfig(n_frames, strategy)))
@@ -145,7 +143,7 @@ def predict_video(
 def predict_videos(
     paths: Iterable[Path], models, config: PredictConfig = PredictConfig()
 ) -> Iterator[Verdict]:
-    """Yield verdicts in order; a thread finds the next video's faces. models: see `load_models`."""
+    """Yield verdicts in order; a thread works one video ahead. models: see `load_models`."""
     models = models if isinstance(models, dict) else load_models(models, config)
     cards = [scorer.model.card for scorer in models.values()]
     config = complete_config(config, cards)
@@ -155,9 +153,9 @@ def predict_videos(
 
 
 def cut_video(path: Path, config: PredictConfig, cuts: Iterable[Cut]) -> Seen:
-    """Decode a video, find the faces and cut them out, in any process. A failure is its status."""
+    """Decode a video, find its faces and cut them out. A failure becomes the status."""
     crops: list[dict[Cut, np.ndarray]] = []
-    rows: list[tuple] = []  # of the table of faces
+    rows: list[tuple] = []  # in FACE_COLUMNS
     linker, n_frames, failed = FaceLinker(), 0, ""
     try:
         info = probe(path)
@@ -167,12 +165,13 @@ def cut_video(path: Path, config: PredictConfig, cuts: Iterable[Cut]) -> Seen:
                 if isinstance(faces, str):
                     failed = f"no detection in frame {frame_idx} ({faces})"
                     continue
-                n_frames += 1
-                crops += [{cut: cut_crop(picture, box, cut) for cut in cuts} for box in faces.boxes]
-                # In heights of the frame: its size may change midway.
+                views = [{cut: cut_crop(picture, box, cut) for cut in cuts} for box in faces.boxes]
+                # In frame heights, since the size may change midway.
                 people = linker.link(faces.scaled(1 / len(picture)), frame_idx)
                 for who, box, certainty in zip(people, faces.boxes, faces.scores, strict=True):
                     rows.append((frame_idx, int(who), *map(float, box), float(certainty)))
+                crops += views
+                n_frames += 1
         status, reason = describe_decoding(n_frames, len(wanted), config.frames, info.n_missing)
         if failed:
             status, reason = "detect_error", failed
@@ -182,13 +181,13 @@ def cut_video(path: Path, config: PredictConfig, cuts: Iterable[Cut]) -> Seen:
         status, reason = error.status, error.reason
     except MemoryError:
         status, reason = "out_of_memory", "memory does not hold it"
-    except (ValueError, RuntimeError, OSError, cv2.error) as error:  # the others must go on
+    except (ValueError, RuntimeError, OSError, cv2.error) as error:  # the other videos must go on
         status, reason = "decode_error", f"{type(error).__name__}: {error}"
     return Seen(status, reason, n_frames, pd.DataFrame(rows, columns=FACE_COLUMNS), tuple(crops))
 
 
 def describe_decoding(decoded: int, wanted: int, asked: int, missing: int) -> tuple[str, str]:
-    """Status and reason of a video that could be opened, by numbers of frames."""
+    """Return status and reason of a video that opened, from numbers of frames."""
     if decoded < max(wanted, 1):
         return "decode_error", f"{decoded} of {wanted} frames could be decoded"
     if missing:
@@ -199,7 +198,7 @@ def describe_decoding(decoded: int, wanted: int, asked: int, missing: int) -> tu
 
 
 def _detect(frames: list[tuple], config: PredictConfig) -> Sequence[Faces | str]:
-    """The faces of each frame, or what went wrong: one odd frame costs its neighbours nothing."""
+    """Find each frame's faces, or say what went wrong; its neighbours go on without it."""
     try:
         detector = shared_detector(INFERENCE_THRESHOLDS, count_cores())
         return detector.detect_resized([picture for _, picture in frames], config.procedure)
@@ -210,18 +209,18 @@ def _detect(frames: list[tuple], config: PredictConfig) -> Sequence[Faces | str]
 
 
 def cut_crop(picture: np.ndarray, box, cut: Cut) -> np.ndarray:
-    """A face's crop as a checkpoint wants it: its margin, and the longer side of its size."""
+    """Cut out a face as a checkpoint wants it."""
     return isotropic_resize(cut_face(picture, box, cut.margin), cut.size)
 
 
 def score_in_batches(
     videos: Iterable[tuple[Path, Seen | Lost]], models: dict[str, Scorer], config: PredictConfig
 ) -> Iterator[Verdict]:
-    """Score the crops of videos in full batches, across videos; yield each verdict in order."""
+    """Score crops in full batches, across videos; yield the verdicts in order."""
     size = BATCH[next(iter(models.values())).model.fc.weight.device.type]
     waiting: deque[tuple[Path, Seen]] = deque()
-    crops: list[dict[Cut, np.ndarray]] = []  # of the videos that wait: those without scores, …
-    scores: deque[list[float]] = deque()  # … and the scores of those before them, by each model
+    crops: list[dict[Cut, np.ndarray]] = []  # not scored yet
+    scores: deque[list[float]] = deque()  # of the crops before those, by each model
     for path, result in videos:
         seen = Seen(*result) if isinstance(result, Lost) else result
         waiting.append((path, seen))
@@ -240,7 +239,7 @@ def score_in_batches(
 def score_crops(
     crops: Sequence[dict[Cut, np.ndarray]], models: dict[str, Scorer], procedure: str
 ) -> list[list[float]]:
-    """p_fake of each crop by each model, each given with the margin and size that it goes with."""
+    """Score each crop, in each model's own cut; return a row per crop, a p_fake per model."""
     pictures = {}
     for cut in crops[0]:
         transform = valid_transforms(cut.size)
@@ -252,7 +251,7 @@ def score_crops(
 def conclude_video(
     path: Path, seen: Seen, scores: deque[list[float]], names: Iterable[str], config: PredictConfig
 ) -> Verdict:
-    """Join all that was seen of a video. scores: its crops' are the first; they are taken out."""
+    """Make a verdict of what was seen, and take its crops' scores, the first, out of `scores`."""
     status, reason, p_fake, faces = seen.status, seen.reason, None, NO_FACES
     if by_crop := [scores.popleft() for _ in seen.crops]:
         by_model = zip(names, zip(*by_crop, strict=True), strict=True)
@@ -266,6 +265,6 @@ def conclude_video(
 
 
 def join_models(faces: pd.DataFrame, strategy: str) -> float:
-    """`strategy` over all faces of all frames for each model, then the mean, as upstream does."""
+    """Apply `strategy` to all faces for each model, then average the models, as upstream does."""
     scores, names = faces.p_fake.to_numpy(float), faces.checkpoint.to_numpy(str)
     return float(join_videos(strategy, scores, names)[1].mean())

@@ -1,7 +1,6 @@
-"""One video to boxes, crops and masks.
+"""Turn one video into boxes, crops and masks.
 
-Faces are looked for in the originals alone, as upstream does: by their boxes the crops of a pair
-show the same pixels and can be compared. Each video is decoded once.
+As upstream does, find faces only in originals: their boxes cut the same pixels out of the fakes.
 """
 
 import errno
@@ -24,7 +23,7 @@ from dfdc_lib.ssim import ssim_difference
 from dfdc_lib.store import DamagedFile, WorkFolder, face_file, read_png, write_json, write_png
 from dfdc_lib.video import VideoError, in_groups, probe, read_frames
 
-PROBLEMS = {  # of a stage: status → what is wrong; the worst first
+PROBLEMS = {  # stage → status → what is wrong, the worst first
     "detect": {
         "decode_error": "of {} frames can't be decoded",
         "short": "frames that the header promises are not there",
@@ -46,7 +45,7 @@ Problems = defaultdict[str, list]  # status → the frames or files where it occ
 
 
 class Outcome(NamedTuple):
-    """What came of a stage of a video: how many faces, crops or masks, and the worst on the way."""
+    """What a stage made of a video: how many faces, crops or masks, and the worst problem."""
 
     stage: str
     status: str
@@ -57,17 +56,17 @@ class Outcome(NamedTuple):
 def detect_faces(
     frames: Iterable[tuple[int, np.ndarray]], detector: FaceDetector, margin: Margin
 ) -> Iterator[tuple[np.ndarray, dict]]:
-    """Find the faces in frames (frame_idx, picture): yield each picture with what is in it.
+    """Find faces in frames (frame_idx, picture): yield each picture and its entry in a boxes file.
 
-    That is an entry of a boxes file: frame_idx; size (width, height); of each face face_idx (who it
-    is), boxes, scores and landmarks in pixels, most certain first, and places, see `place_crop`.
+    It holds frame_idx, size (width, height) and, for each face, face_idx (who it is), what `Faces`
+    holds as boxes, scores and landmarks, and places (see `place_crop`).
     """
     linker = FaceLinker()
     for several in in_groups(frames, DETECT_AT_ONCE):
         found = detector.detect_resized([picture for _, picture in several])
         for (frame_idx, picture), faces in zip(several, found, strict=True):
             height, width = picture.shape[:2]
-            who = linker.link(faces.scaled(1 / height), frame_idx)  # in heights: a size may change
+            who = linker.link(faces.scaled(1 / height), frame_idx)  # in heights: sizes may change
             plain = {k: v.astype(float).round(4).tolist() for k, v in faces._asdict().items()}
             places = [place_crop(box, margin, width, height) for box in plain["boxes"]]
             entry = {"frame_idx": frame_idx, "size": [width, height], "face_idx": who.tolist()}
@@ -75,7 +74,7 @@ def detect_faces(
 
 
 def place_crop(box, margin: Margin, width: int, height: int) -> list[int] | None:
-    """Where the crop of a box lies (see `add_margin`); None where nothing of it is in the frame."""
+    """Place the crop of a box as `add_margin` does; None if nothing of it is in the frame."""
     try:
         return list(add_margin(box, margin, width, height))
     except ValueError:
@@ -83,7 +82,7 @@ def place_crop(box, margin: Margin, width: int, height: int) -> list[int] | None
 
 
 def cut_faces(picture: np.ndarray, frame: dict, folder: Path, problems: Problems) -> None:
-    """Write the crops of a frame, an entry of a boxes file, and note what can't be cut."""
+    """Write the crops of `frame`, an entry of a boxes file; note what can't be cut."""
     size, expected = picture.shape[1::-1], tuple(frame["size"])
     if size != expected:
         told = "{} ({} x {}, its original {} x {})".format(frame["frame_idx"], *size, *expected)
@@ -98,7 +97,7 @@ def cut_faces(picture: np.ndarray, frame: dict, folder: Path, problems: Problems
 
 
 def describe(stage: str, count: int, problems: Mapping[str, Sequence], n: int = 0) -> Outcome:
-    """The worst that occurred. n: frames that were wanted."""
+    """Report the worst problem. n: how many frames were wanted."""
     for status, words in PROBLEMS[stage].items():
         if places := problems.get(status):
             some = ", ".join(map(str, places[:5])) + ", …" * (len(places) > 5)
@@ -109,7 +108,7 @@ def describe(stage: str, count: int, problems: Mapping[str, Sequence], n: int = 
 def process_original(
     path: Path, folder: Path, original_id: str, config: PreprocessConfig, stages: Sequence[str]
 ) -> list[Outcome]:
-    """Decode an original once: its boxes, and its crops where they are asked for."""
+    """Decode an original once; write its boxes and, if asked for, its crops."""
     info, crops = probe(path), folder / "crop"
     crops.mkdir()
     wanted = range(0, info.n_frames, config.every)
@@ -134,10 +133,7 @@ def process_original(
 
 
 def crop_by_boxes(path: Path, frames: Iterable[dict], folder: Path) -> Outcome:
-    """Decode a video once, and write its crops into a new folder.
-
-    frames: of its original's boxes file; a fake has its faces in the same places.
-    """
+    """Decode a video once; cut it by `frames` of its original's boxes file into a new folder."""
     folder.mkdir()
     info, problems = probe(path), Problems(list)
     wanted = {frame["frame_idx"]: frame for frame in frames if frame["boxes"]}
@@ -151,7 +147,7 @@ def crop_by_boxes(path: Path, frames: Iterable[dict], folder: Path) -> Outcome:
 
 
 def compare_crops(fake: Path, real: Path, folder: Path) -> Outcome:
-    """Compare each crop in `fake` with its partner in `real`; write masks into a new folder."""
+    """Compare each crop in `fake` with its partner in `real`; write masks to a new folder."""
     folder.mkdir()
     problems = Problems(list)
     for name in sorted(path.name for path in fake.glob("*.png")):
@@ -176,9 +172,9 @@ def process_video(
     original_id: str,
     stages: Sequence[str],
 ) -> list[Outcome]:
-    """Bring one video through some stages: a worker's job. A failure becomes a status.
+    """Take one video through some stages: a worker's job. A failure becomes a status.
 
-    Raises OSError where nothing can be written: that is no video's fault, so the run ends.
+    Raises OSError if nothing can be written: no video's fault, so the run ends.
     """
     folder = work.unfinished / f"{video_id}.{uuid.uuid4().hex}"
     try:
@@ -207,7 +203,7 @@ def process_video(
 
 
 def _take_place(folder: Path, work: WorkFolder, video_id: str) -> None:
-    """Give what a job made its names. Where a worker that seemed dead was first, its work stays."""
+    """Move what a job made into place, unless a worker that seemed dead was first."""
     stages = [name for name in os.listdir(folder) if name == "detect" or os.listdir(folder / name)]
     made = [(folder / stage, work.artifact(stage, video_id)) for stage in stages]
     if all(path.exists() for _, path in made):
@@ -220,7 +216,7 @@ def _take_place(folder: Path, work: WorkFolder, video_id: str) -> None:
 
 
 def _blame_disk(error: Exception, work: WorkFolder) -> None:
-    """Raise OSError where a job failed because nothing can be written."""
+    """Raise OSError if a job failed because nothing can be written."""
     full = isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EROFS)
     own = isinstance(error, PermissionError) and str(work.root) in str(error.filename)
     if full or own:
@@ -229,7 +225,7 @@ def _blame_disk(error: Exception, work: WorkFolder) -> None:
 
 
 def read_places(work: WorkFolder, original_id: str) -> dict[tuple[int, int], list[int]]:
-    """(frame_idx, face_idx) → x0, y0, x1, y1 of the crop, for the family of an original."""
+    """Map (frame_idx, face_idx) to x0, y0, x1, y1 of the crop, for an original and its fakes."""
     return {
         (frame["frame_idx"], face_idx): place
         for frame in work.read_boxes(original_id)["frames"]

@@ -1,4 +1,4 @@
-"""What goes on, in plain lines, readable also in a log and an executed notebook."""
+"""Report progress in plain lines, which also read well in a log or an executed notebook."""
 
 import subprocess
 import sys
@@ -7,11 +7,11 @@ from pathlib import Path
 
 
 class NotEnough(ValueError):
-    """Something needed is not here; notebooks/run.py leaves out the rest of the page."""
+    """Something needed is missing; notebooks/run.py then skips the rest of the page."""
 
 
 def require(there: object, reason: str) -> None:
-    """Raise NotEnough where something that is needed is missing or empty."""
+    """Raise NotEnough if something needed is missing or empty."""
     if not there:
         raise NotEnough(reason)
 
@@ -50,10 +50,7 @@ def progress_bar(what: str) -> Callable[..., None]:
 
 
 def run_command(command: Sequence[str], folder: Path | None = None) -> None:
-    """Run a command in `folder`. Where it fails, raise RuntimeError with the last that it said.
-
-    A Python command that ended in NotEnough raises that.
-    """
+    """Run a command. If it fails, raise its NotEnough, or RuntimeError with its last output."""
     both: dict = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT}
     ended = subprocess.run(command, cwd=folder, text=True, **both)
     if not ended.returncode:

@@ -1,15 +1,14 @@
-"""Where did the fake change the picture?"""
+"""Show where a fake changed the picture."""
 
 import numpy as np
 from skimage.metrics import structural_similarity
 
 
 def ssim_difference(real: np.ndarray, fake: np.ndarray) -> np.ndarray:
-    """1 - SSIM per pixel as a mask (H, W) uint8, from 0 (equal) to 255 (nothing is shared).
+    """Return 1 - SSIM per pixel as a mask (H, W) uint8, from 0 (equal) to 255.
 
-    real, fake: (H, W, 3) uint8 RGB of one shape, at least 7 x 7 (SSIM's window). The map is
-    averaged over the channels; negative SSIM counts as 0. Source: Wang et al. 2004, by
-    scikit-image, as the slides use it.
+    real, fake: (H, W, 3) uint8 RGB of one shape, at least 7 x 7, or else ValueError. Averaged over
+    the channels; negative SSIM counts as 0. Source: Wang et al. 2004, as the slides use it.
     """
     if real.shape != fake.shape:
         raise ValueError(f"crops of {real.shape} and {fake.shape} can't be compared")

@@ -15,11 +15,13 @@ from hypothesis import HealthCheck, settings
 from playwright.sync_api import sync_playwright
 
 from dfdc_lib.config import PreprocessConfig
+from dfdc_lib.metadata import read_metadata
 from dfdc_lib.ops.pipeline import Line, append_lines, preprocess, read_status
 from dfdc_lib.rehearsal.sample import make_sample
 from dfdc_lib.store import WorkFolder, remove
 
 ROOT = Path(__file__).resolve().parent.parent
+EVERY_6 = PreprocessConfig(every=6)
 # Torch, imported later, computes by one thread here and in what tests start: on a busy machine the
 # threads of a small network wait for each other, and take ten times as long.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
@@ -46,13 +48,12 @@ def write_intra_video(
     name. aspect: of a pixel, width by height; 0 says nothing. coder: attributes of PyAV's encoder.
     """
     options = {"g": "1", "crf": "10", "bf": "0"} | (options or {})
-    coder = {"pix_fmt": "yuv420p", "sample_aspect_ratio": aspect} | coder
+    usual = {"pix_fmt": "yuv420p", "sample_aspect_ratio": aspect, "time_base": Fraction(1, 600)}
     with av.open(str(path), "w", format=form, options=options) as container:
         stream = container.add_stream(codec, rate=30, options=options)
         stream.height, stream.width = frames[0].shape[:2]
-        for name, value in coder.items():
+        for name, value in (usual | coder).items():
             setattr(stream.codec_context, name, value)
-        stream.codec_context.time_base = Fraction(1, 600)
         for picture, time in zip(frames, times or count(0, 20), strict=False):
             frame = av.VideoFrame.from_ndarray(picture, format="rgb24")
             frame.pts, frame.time_base = time, Fraction(1, 600)
@@ -97,10 +98,16 @@ def small_sample(tmp_path_factory) -> Path:
 
 
 @pytest.fixture(scope="session")
+def originals(small_sample) -> list[Path]:
+    """The small sample's originals, each of another size."""
+    return [small_sample / file for file in read_metadata(small_sample).query("label == 0").file]
+
+
+@pytest.fixture(scope="session")
 def small_work(small_sample) -> WorkFolder:
     """The small sample, preprocessed at every 6th frame."""
     work = WorkFolder(small_sample.parent / "work")
-    preprocess(small_sample, work, PreprocessConfig(every=6))
+    preprocess(small_sample, work, EVERY_6)
     return work
 
 

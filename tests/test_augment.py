@@ -170,7 +170,7 @@ def test_outside_training_a_picture_is_resized_centred_on_black_and_normalised(s
 # What is drawn, and how often
 
 
-def test_the_pipelines_are_the_slides_alone_or_behind_covers():
+def test_the_pipelines_are_the_slides_alone_or_behind_covers_that_need_landmarks():
     """Ours has a grid of holes in the hard set, upstream's code none."""
     covers = {"slides": [], "hard": ["BlackOut", "GridMask"], "upstream": ["BlackOut"]}
     assert tuple(augment.AUGMENTATIONS) == get_args(Augmentation)
@@ -179,6 +179,8 @@ def test_the_pipelines_are_the_slides_alone_or_behind_covers():
         assert list(dict.fromkeys(kinds)) == first + list(SLIDES)
     made = augment.train_transforms(96, record=True)(image=PICTURE)
     assert "Normalize" in dict(made["applied_transforms"])
+    with pytest.raises(ValueError, match="landmarks"):
+        augment.train_transforms(112, hard=True)(image=PICTURE)
 
 
 def test_each_transform_runs_as_often_as_the_slides_say(drawn):
@@ -254,10 +256,7 @@ def test_the_same_seed_gives_the_same_pictures(name):
     assert any((a != b).any() for a, b in zip(one, other, strict=True))
 
 
-# The hard set
-
-
-# What is kept: all, or half of the picture, or two opposite quarters.
+# The hard set. What is kept: all, or half of the picture, or two opposite quarters.
 ROWS, COLUMNS = np.indices(SHAPE)
 UPPER, LEFT, ALL = SHAPE[0] // 2 > ROWS, SHAPE[1] // 2 > COLUMNS, np.ones(SHAPE, np.uint8)
 PARTS = {(ALL * k).tobytes() for half in (UPPER, LEFT, UPPER == LEFT) for k in (half, ~half)}
@@ -337,19 +336,11 @@ def test_half_of_the_picture_or_two_opposite_quarters_but_some_of_what_is_fake_s
     more = twenty.copy()
     more[70, 25] = 200
     dim, bright = (more + level * ~LEFT for level in np.uint8([100, 101]))
-    everything, showing = (
-        {ALL.tobytes()},
-        {(ALL * k).tobytes() for k in (~UPPER, LEFT, UPPER != LEFT)},
-    )
-    expected = (
-        (None, PARTS),
-        (twenty, everything),
-        (more, showing),
-        (dim, showing),
-        (bright, PARTS),
-    )
-    for mask, kept in expected:
-        assert set(draw_kept(augment.cover_part, 80, SHAPE, mask)) == kept
+    everything = {ALL.tobytes()}
+    showing = {(ALL * k).tobytes() for k in (~UPPER, LEFT, UPPER != LEFT)}
+    masks = (None, twenty, more, dim, bright)
+    kept = [set(draw_kept(augment.cover_part, 80, SHAPE, mask)) for mask in masks]
+    assert kept == [PARTS, everything, showing, showing, PARTS]
     given = {"image": np.zeros((*SHAPE, 3), np.uint8), "mask": more, "landmarks": STRAIGHT}
     for label, kept in ((1.0, showing), (0.0, PARTS)):  # a real picture has nothing to show
         runs = record([augment.BlackOut(p=1)], 3000, **given, label=label)
@@ -373,8 +364,3 @@ def test_a_grid_mask_is_a_regular_grid_of_squares():
             offsets.append(starts[0] / periods[-1] % 1)
     assert_even(np.divide(periods, 400), 0.15, 0.5)
     assert_even(offsets, 0, 1)
-
-
-def test_the_hard_set_needs_landmarks():
-    with pytest.raises(ValueError, match="landmarks"):
-        augment.train_transforms(112, hard=True)(image=PICTURE)

@@ -2,6 +2,7 @@
 
 import hashlib
 from dataclasses import replace
+from unittest.mock import Mock
 
 import numpy as np
 import pytest
@@ -24,10 +25,6 @@ def pad_alike(layer, x):
     return F.conv2d(x, layer.weight, None, layer.stride, padding, groups=layer.groups)
 
 
-def refuse(name, **_):
-    raise RuntimeError(f"Unknown model ({name})")
-
-
 def shrink_epsilon(*given, batch_norm=F.batch_norm):
     """PyTorch's own; TensorFlow's networks have 1e-3."""
     return batch_norm(*given[:-1], 1e-5)
@@ -41,7 +38,7 @@ def squeeze_by_maximum(block, x):
 MUTATIONS = {
     "activation": (nn.SiLU, "forward", lambda layer, x: x.relu()),
     "padding": (timm.layers.Conv2dSame, "forward", pad_alike),
-    "unknown": (timm, "create_model", refuse),
+    "unknown": (timm, "create_model", Mock(side_effect=RuntimeError("Unknown model"))),
     "squeeze": (SqueezeExcite, "forward", squeeze_by_maximum),
     "epsilon": (F, "batch_norm", shrink_epsilon),
 }
@@ -149,7 +146,6 @@ def test_what_does_not_load_is_told_from_what_is_not_there(tmp_path, monkeypatch
 
 
 def test_the_libraries_and_the_files_of_a_folder_are_told(tmp_path, monkeypatch, capsys):
-    assert len(set(doctor.RELEASED.values())) == 7
     known = doctor.Finding("the network", True, "")
     monkeypatch.setattr(doctor, "check_network", lambda encoder: known)
     (tmp_path / "weights").mkdir()
@@ -160,5 +156,4 @@ def test_the_libraries_and_the_files_of_a_folder_are_told(tmp_path, monkeypatch,
     assert "1 of 7 by name (release 0.0.1 of https://github.com/selimsef" in printed
     (bad,) = (line for line in printed.splitlines() if line.startswith("BAD"))
     assert RELEASED_NAME in bad
-    assert "download it again" in bad
     assert printed.count("the network") == 2  # B3 and B7

@@ -5,15 +5,13 @@ import os
 from types import SimpleNamespace
 
 import pytest
+from conftest import EVERY_6
 
-from dfdc_lib.config import PreprocessConfig
 from dfdc_lib.jobs import count_cores
 from dfdc_lib.ops.cli import main
 from dfdc_lib.ops.estimate import estimate_run
 from dfdc_lib.store import WorkFolder
 from dfdc_lib.video import iterate_frames
-
-EVERY_6 = PreprocessConfig(every=6)
 
 
 def artifacts(work: WorkFolder) -> list:

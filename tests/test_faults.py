@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from functools import partial
 
 import pytest
-from conftest import files_of
+from conftest import EVERY_6, files_of
 from waiting import hang, wait_for
 
 from dfdc_lib import preprocess as module
@@ -20,24 +20,15 @@ from dfdc_lib.preprocess import process_video
 from dfdc_lib.store import WorkFolder, hold, remove
 from dfdc_lib.video import probe
 
-EVERY_6 = PreprocessConfig(every=6)
-
-
-def fail(how: str) -> None:
-    if how == "crash":
-        os.kill(os.getpid(), signal.SIGSEGV)
-    if how == "hang":
-        hang()
-    raise MemoryError
-
-
 NOBODY = 65534
+CRASH = partial(signal.raise_signal, signal.SIGSEGV)
+WANT_ALL_MEMORY = partial(bytearray, 2**62)
 
 
 def process_with_faults(faults, path, work, config, video_id, *rest):
     """What workers do in place of `process_video`."""
     fault = faults.get(video_id)
-    module.probe = (lambda path: fail(fault)) if fault else probe
+    module.probe = (lambda path: fault()) if fault else probe
     return process_video(path, work, config, video_id, *rest)
 
 
@@ -47,7 +38,7 @@ def test_videos_that_take_their_process_along_cost_a_status_each(
     """In one run, of three originals' fakes: one crashes, one hangs, one wants all memory."""
     fakes = read_metadata(small_sample).query("label == 1")
     victims = fakes.drop_duplicates("original_id").video_id[:3].tolist()
-    faults = dict(zip(victims, ("crash", "hang", "memory"), strict=True))
+    faults = dict(zip(victims, (CRASH, hang, WANT_ALL_MEMORY), strict=True))
     with monkeypatch.context() as patched:
         patched.setattr(pipeline, "process_video", partial(process_with_faults, faults))
         done = preprocess(small_sample, uncropped, EVERY_6, workers=2, time_limit=5)

@@ -3,17 +3,14 @@
 import numpy as np
 import pandas as pd
 import pytest
-from conftest import files_of
+from conftest import EVERY_6, files_of
 
-from dfdc_lib.config import PreprocessConfig
 from dfdc_lib.metadata import read_metadata
 from dfdc_lib.ops import integrity
 from dfdc_lib.ops.doctor import Finding
 from dfdc_lib.ops.integrity import check_work
 from dfdc_lib.ops.pipeline import preprocess
 from dfdc_lib.store import WorkFolder, remove, write_png
-
-EVERY_6 = PreprocessConfig(every=6)
 
 
 def list_bad(work, **options) -> dict[str, Finding]:

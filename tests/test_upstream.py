@@ -8,22 +8,16 @@ import pytest
 import torch
 from facenet_pytorch import MTCNN
 from PIL import Image
+from test_video import opencv_frames
 
 from dfdc_lib import predict as p
 from dfdc_lib.aggregate import confident_strategy
 from dfdc_lib.config import MARGINS, Margin, PredictConfig
 from dfdc_lib.geometry import pad_to_square
-from dfdc_lib.metadata import read_metadata
 from dfdc_lib.model import DeepfakeClassifier, load_checkpoint
 from dfdc_lib.video import probe
 
 MEAN, SPREAD = np.array([0.485, 0.456, 0.406]), np.array([0.229, 0.224, 0.225])
-
-
-@pytest.fixture(scope="module")
-def clips(small_sample):
-    """Originals, each of another size."""
-    return [small_sample / file for file in read_metadata(small_sample).query("label == 0").file]
 
 
 @pytest.fixture(scope="module")
@@ -33,10 +27,7 @@ def detector():
 
 def follow_original(path, detector, size: int, n_frames: int) -> list[tuple[int, np.ndarray]]:
     """(frame_idx, square crop (size, size, 3) uint8 RGB) of each face, as upstream cuts it."""
-    capture, frames = cv2.VideoCapture(str(path)), []
-    while (read := capture.read())[0]:
-        frames.append(cv2.cvtColor(read[1], cv2.COLOR_BGR2RGB))
-    crops = []
+    frames, crops = opencv_frames(path), []
     for number in np.linspace(0, len(frames) - 1, n_frames, dtype=int).tolist():
         frame = frames[number]
         half = Image.fromarray(frame).resize((frame.shape[1] // 2, frame.shape[0] // 2))
@@ -73,8 +64,8 @@ def assert_same_crops(paths, detector, size: int, n_frames: int) -> None:
         assert sorted(zip(seen.faces.frame_idx, squares, strict=True)) == sorted(expected)
 
 
-def test_crops_are_upstreams_to_the_pixel_on_the_sample(clips, detector):
-    assert_same_crops(clips, detector, 380, 4)
+def test_crops_are_upstreams_to_the_pixel_on_the_sample(originals, detector):
+    assert_same_crops(originals, detector, 380, 4)
 
 
 @pytest.mark.slow
@@ -82,25 +73,18 @@ def test_crops_are_upstreams_to_the_pixel_on_real_clips(real_videos, detector):
     assert_same_crops(sorted(real_videos.rglob("*.mp4")), detector, 380, 8)
 
 
-@pytest.fixture(scope="module")
-def released_like(tmp_path_factory):
-    """A checkpoint as upstream released them, but of a small network, whose scores spread."""
-    torch.manual_seed(0)
-    model = DeepfakeClassifier("b3").eval()
-    with torch.no_grad():
-        model.fc.weight *= 8000
-    weights = {f"module.{name}": value.half().float() for name, value in model.state_dict().items()}
-    path = tmp_path_factory.mktemp("released") / "final_111"
-    torch.save({"epoch": 36, "state_dict": weights, "bce_best": 0.2}, path)
-    return path
-
-
 @pytest.mark.slow
-def test_the_score_is_upstreams(clips, detector, released_like):
+def test_the_score_is_upstreams(originals, detector, tmp_path):
     """A checkpoint with upstream's names for its weights goes with upstream's procedure."""
-    model = load_checkpoint(released_like)
+    torch.manual_seed(0)
+    small = DeepfakeClassifier("b3").eval()
+    small.fc.weight.data *= 8000  # its scores spread
+    weights = {f"module.{name}": value.half().float() for name, value in small.state_dict().items()}
+    path = tmp_path / "final_111"  # as upstream released them
+    torch.save({"epoch": 36, "state_dict": weights, "bce_best": 0.2}, path)
+    model = load_checkpoint(path)
     assert model.card.procedure == "upstream"
-    clip = max(clips, key=lambda path: probe(path).width)
+    clip = max(originals, key=lambda path: probe(path).width)
     crops = np.stack([crop for _, crop in follow_original(clip, detector, 300, 12)])
     assert len(crops) >= 12
     batch = torch.tensor(((crops / 255 - MEAN) / SPREAD).transpose(0, 3, 1, 2)).float()
@@ -111,21 +95,14 @@ def test_the_score_is_upstreams(clips, detector, released_like):
     assert p.predict_video(clip, [model], 12).p_fake == pytest.approx(expected, abs=1e-3)
 
 
-def test_checkpoints_that_go_with_different_procedures_need_a_choice(clips):
+def test_checkpoints_that_go_with_different_procedures_need_a_choice(originals):
+    """Slides: each checkpoint's own margin. Upstream: a third of whole pixels."""
     ours, theirs = (DeepfakeClassifier("tiny").eval() for _ in range(2))
-    theirs.card = replace(theirs.card, procedure="upstream", margin=MARGINS["upstream"])
+    theirs.card = replace(theirs.card, procedure="upstream", margin=Margin(0.4))
     with pytest.raises(ValueError, match="--procedure slides or upstream"):
-        p.predict_video(clips[0], [ours, theirs])
-    for procedure in ("slides", "upstream"):
+        p.predict_video(originals[0], [ours, theirs])
+    for procedure, margin in (("slides", Margin(0.4)), ("upstream", Margin(1 / 3, True))):
+        assert p.Cut.of(theirs.card, procedure) == p.Cut(margin, 112)
         config = PredictConfig(2, procedure=procedure)
-        (verdict,) = p.predict_videos([clips[0]], [ours, theirs], config)
+        (verdict,) = p.predict_videos(originals[:1], [ours, theirs], config)
         assert (verdict.procedure, verdict.status) == (procedure, "ok")
-
-
-def test_the_procedures_cut_what_they_say():
-    """Slides: the checkpoint's own margin. Upstream: a third of whole pixels."""
-    card = replace(DeepfakeClassifier("tiny").card, margin=Margin(0.4))
-    assert p.Cut.of(card, "slides") == p.Cut(Margin(0.4), 112)
-    assert p.Cut.of(card, "upstream") == p.Cut(Margin(1 / 3, whole_pixels=True), 112)
-    with pytest.raises(ValueError, match="slides, upstream"):
-        PredictConfig(procedure="half")

@@ -1,2 +1,1 @@
-"""The same answers sooner: MTCNN in batches, compiled scorers. The core chooses them, and runs
-without."""
+"""Get the same answers sooner: MTCNN in batches, compiled scorers. The core runs without them."""

@@ -1,10 +1,9 @@
 """MTCNN's cascade in batches: facenet-pytorch's networks, weights and arithmetic without its loops.
 
-Three networks look at ever fewer windows, ever more closely: P-Net at every place of a pyramid of
-shrunk frames, R-Net at 24 x 24 pixels of what P-Net proposes, O-Net at 48 x 48 of what R-Net keeps.
-In the peer the networks take a quarter of the time, and the rest goes to shrinking and cutting.
-Here both are read off one summed-area table a frame: the sum over any rectangle is four look-ups,
-whatever its size, and the means are exactly those of the peer's "area" resize.
+P-Net looks at every place of a pyramid of shrunk frames, R-Net at 24 x 24 pixels of what P-Net
+proposes, O-Net at 48 x 48 of what R-Net keeps. facenet-pytorch spends three quarters of its time on
+shrinking and cutting. Here both read a summed-area table: the sum over any rectangle takes four
+look-ups, and the means are exactly those of facenet-pytorch's "area" resize.
 """
 
 from collections.abc import Sequence
@@ -23,11 +22,11 @@ from torchvision.ops import batched_nms
 from dfdc_lib.faces import SMALLEST_FACE, Faces
 from dfdc_lib.fast.scorers import Request, choose_backend, compile_network
 
-FACTOR = 0.709  # from level to level: the peer's, as the overlaps
-SIDES = {"PNet": 12, "RNet": 24, "ONet": 48}  # pixels of the window that each network looks at
-CHUNK = {"cpu": 4, "cuda": 32}  # frames at once; a CPU wants what fits its cache (measured)
-BATCH = {"cpu": 64, "cuda": 2048}  # windows that R- or O-Net is given at once, at most
-ROUND = 8  # … and always a multiple of these: what was prepared for one shape serves again
+FACTOR = 0.709  # from level to level; facenet-pytorch's, as are the overlaps below
+SIDES = {"PNet": 12, "RNet": 24, "ONet": 48}  # pixels of each network's window
+CHUNK = {"cpu": 4, "cuda": 32}  # frames at once; on a CPU what fits its cache (measured)
+BATCH = {"cpu": 64, "cuda": 2048}  # windows at once for R- and O-Net, at most
+ROUND = 8  # … and a multiple of this, so that what was prepared for one shape serves again
 
 
 class Windows(NamedTuple):
@@ -42,18 +41,18 @@ class Windows(NamedTuple):
         return Windows(*(values[chosen] for values in self))
 
     def suppress(self, group: Tensor, overlap: float) -> "Windows":
-        """Without those that overlap a better one of their group (n,) by more than `overlap`."""
+        """Drop those that overlap a better one of their group (n,) by more than `overlap`."""
         return self.choose(batched_nms(self.boxes, self.scores, group, overlap))
 
 
 class Cascade:
-    """The three networks on a device. backend: as in `choose_backend`. threads: of OpenVINO."""
+    """The three networks on a device. backend: as in `choose_backend`. threads: OpenVINO's."""
 
     def __init__(self, thresholds: Sequence[float], device: str, backend: str, threads: int):
         backend = choose_backend(backend, device)
         self.thresholds, self.device = thresholds, torch.device(device)
         self.chunk = CHUNK[self.device.type]
-        self.threads = threads if backend == "openvino" else 1  # torch shares out each operation
+        self.threads = threads if backend == "openvino" else 1  # torch splits up each operation
         self._idle: SimpleQueue[list] = SimpleQueue()  # each entry serves one thread at a time
         for _ in range(self.threads):
             self._idle.put([self._load(name, backend) for name in SIDES])
@@ -64,7 +63,7 @@ class Cascade:
         return load_network(name).to(self.device, memory_format=torch.channels_last)
 
     def detect(self, frames: Sequence[np.ndarray]) -> list[Faces]:
-        """The faces in frames of equal size (H, W, 3) uint8 RGB: SMALLEST_FACE or more a side."""
+        """Find faces in equal frames (H, W, 3) uint8 RGB of SMALLEST_FACE pixels or more a side."""
         chunks = [frames[i : i + self.chunk] for i in range(0, len(frames), self.chunk)]
         if self.threads == 1 or len(chunks) == 1:
             return [faces for chunk in chunks for faces in self._detect_chunk(chunk)]
@@ -75,8 +74,8 @@ class Cascade:
     def _detect_chunk(self, frames: Sequence[np.ndarray]) -> list[Faces]:
         networks = pnet, rnet, onet = self._idle.get()
         on_gpu = self.device.type == "cuda"
-        try:  # and not with float32 in 10 bits
-            with torch.backends.cudnn.flags(enabled=True, allow_tf32=False):
+        try:
+            with torch.backends.cudnn.flags(enabled=True, allow_tf32=False):  # TF32 keeps 10 bits
                 table = TorchTable(frames, self.device) if on_gpu else SumTable(frames)
                 windows = propose(table, pnet, self.thresholds[0])
                 windows = refine(table, rnet, windows, self.thresholds[1])
@@ -86,7 +85,7 @@ class Cascade:
 
 
 def load_network(name: str) -> nn.Module:
-    """facenet-pytorch's "PNet", "RNet" or "ONet", with the weights that its wheel carries."""
+    """Load facenet-pytorch's "PNet", "RNet" or "ONet" with the weights in its wheel."""
     from facenet_pytorch.models import mtcnn
 
     return getattr(mtcnn, name)().eval()
@@ -94,7 +93,7 @@ def load_network(name: str) -> nn.Module:
 
 @cache
 def _compile(name: str, threads: int):
-    """A network compiled by OpenVINO for `threads` threads, each with windows of its own."""
+    """Compile a network by OpenVINO for `threads` threads, each with windows of its own."""
     example = torch.zeros(1, 3, SIDES[name], SIDES[name])
     settings: dict = {"NUM_STREAMS": threads, "INFERENCE_NUM_THREADS": threads}
     settings["INFERENCE_PRECISION_HINT"] = "f32"  # in bfloat16 the boxes would move
@@ -111,7 +110,7 @@ def pyramid_scales(height: int, width: int) -> list[float]:
 
 
 def propose(table: "SumTable", pnet, threshold: float) -> Windows:
-    """P-Net at every place of every level; what overlaps is joined, by level and then over all."""
+    """Run P-Net at every place of every level; drop overlaps, by level and then over all."""
     from facenet_pytorch.models.utils import detect_face as peer
 
     found, scales = [], pyramid_scales(table.height, table.width)
@@ -128,7 +127,7 @@ def propose(table: "SumTable", pnet, threshold: float) -> Windows:
 
 
 def refine(table: "SumTable", rnet, windows: Windows, threshold: float) -> Windows:
-    """R-Net at 24 x 24 pixels of each window."""
+    """Run R-Net on 24 x 24 pixels of each window."""
     from facenet_pytorch.models.utils import detect_face as peer
 
     windows, _ = look_closer(table, rnet, windows, SIDES["RNet"], threshold)
@@ -137,7 +136,7 @@ def refine(table: "SumTable", rnet, windows: Windows, threshold: float) -> Windo
 
 
 def conclude(table: "SumTable", onet, windows: Windows, threshold: float) -> list[Faces]:
-    """O-Net at 48 x 48 pixels of each window: the faces of each frame."""
+    """Run O-Net on 48 x 48 pixels of each window: the faces of each frame."""
     from facenet_pytorch.models.utils import detect_face as peer
 
     windows, (points,) = look_closer(table, onet, windows, SIDES["ONet"], threshold)
@@ -158,14 +157,11 @@ def conclude(table: "SumTable", onet, windows: Windows, threshold: float) -> lis
 def look_closer(
     table: "SumTable", network, windows: Windows, side: int, threshold: float
 ) -> tuple[Windows, list[Tensor]]:
-    """Ask a network about the windows, at side x side pixels: those it keeps, and what it adds.
-
-    A window outside its frame is dropped: there is nothing to see.
-    """
+    """Run a network on side x side pixels of the windows: those it keeps, and its other outputs."""
     corners = windows.boxes.trunc().to(torch.int64)
     low = corners[:, :2].clamp(min=1) - 1
     high = corners[:, 2:].minimum(corners.new_tensor([table.width, table.height]))
-    inside = (low < high).all(dim=1)
+    inside = (low < high).all(dim=1)  # else there is nothing to see
     windows, corners = windows.choose(inside), torch.cat([low, high], dim=1)[inside]
     n_windows = len(corners)
     n_spare = -n_windows % ROUND if n_windows else ROUND
@@ -182,10 +178,7 @@ def look_closer(
 
 
 class SumTable:
-    """Sums over every rectangle of some equal frames, on a CPU.
-
-    sums: (N, H + 1, W + 1, 3). Those of a large frame wrap around; their differences do not.
-    """
+    """Sums over rectangles of equal frames, on a CPU. sums: (N, H + 1, W + 1, 3)."""
 
     def __init__(self, frames: Sequence[np.ndarray]):
         self.height, self.width = frames[0].shape[:2]
@@ -193,19 +186,20 @@ class SumTable:
         self.sums = np.empty((len(frames), self.height + 1, self.width + 1, 3), np.int32)
         for frame, sums in zip(frames, self.sums, strict=True):
             cv2.integral(frame, sums)
+        # Sums over a large frame wrap around; their differences are right all the same.
         self._rows = self.sums.view(np.uint32).reshape(len(frames), self.height + 1, -1)
 
     def __len__(self) -> int:
         return len(self.sums)
 
     def shrink(self, scale: float) -> Tensor:
-        """All frames at a scale: (N, 3, int(H scale + 1), int(W scale + 1)) float32 in [-1, 1]."""
+        """Shrink all frames: (N, 3, int(H scale + 1), int(W scale + 1)) float32 in [-1, 1]."""
         number = torch.arange(len(self), device=self.device)
         whole = number.new_tensor([[0, 0, self.width, self.height]]).expand(len(self), 4)
         return self.cut(number, whole, int(self.height * scale + 1), int(self.width * scale + 1))
 
     def cut(self, frame: Tensor, corners: Tensor, height: int, width: int) -> Tensor:
-        """Windows of corners (n, 4) x0, y0, x1, y1, resized: (n, 3, height, width) in [-1, 1]."""
+        """Cut windows (n, 4) x0, y0, x1, y1 and resize them: (n, 3, height, width) in [-1, 1]."""
         windows: np.ndarray = np.empty((len(corners), 3, height, width), np.float32)
         _average(self._rows, frame.numpy(), corners.numpy(), windows)
         return torch.from_numpy(windows)
@@ -213,11 +207,8 @@ class SumTable:
 
 @numba.njit(nogil=True, cache=True)
 def _average(sums, frame, corners, means):
-    """Fill means (n, 3, h, w) with averages over the cells of the windows.
-
-    Cell i of m over n pixels reaches from floor(i n / m) to ceil((i + 1) n / m), as in adaptive
-    average pooling: cells overlap where a window does not divide evenly.
-    """
+    """Fill means (n, 3, h, w) with averages over the windows' cells."""
+    # As in adaptive average pooling, cell i of m spans floor(i n / m) to ceil((i + 1) n / m).
     n_windows, _, height, width = means.shape
     left, right = np.empty(width, np.int64), np.empty(width, np.int64)
     weights = np.empty(width, np.float32)
@@ -239,7 +230,7 @@ def _average(sums, frame, corners, means):
 
 
 class TorchTable(SumTable):
-    """The same in torch's own operations: on a GPU the frames stay where the networks are."""
+    """The same in torch: on a GPU the frames stay where the networks are."""
 
     def __init__(self, frames: Sequence[np.ndarray], device: torch.device):
         self.height, self.width = frames[0].shape[:2]

@@ -1,4 +1,4 @@
-"""Run a trained network fast: by torch as it is, or compiled by OpenVINO on a CPU (extra `cpu`)."""
+"""Run a trained network fast: in torch, or compiled by OpenVINO on a CPU (extra `cpu`)."""
 
 import os
 import warnings
@@ -15,13 +15,13 @@ from dfdc_lib.config import Backend, Precision
 from dfdc_lib.model import DeepfakeClassifier, score
 
 UNTOLD = {"CI": "true"}  # else OpenVINO reports its import and conversions to Google Analytics
-LARGE = 5_000_000  # parameters: to compile a smaller network takes longer than it saves
+LARGE = 5_000_000  # parameters; compiling a smaller network takes longer than it saves
 
 
 def choose_backend(backend: str, device: torch.device | str) -> str:
-    """What "auto" stands for: OpenVINO on a CPU where it is installed (benchmarks/), else torch.
+    """Resolve "auto": OpenVINO on a CPU where it is installed (see benchmarks/), else torch.
 
-    Raises ValueError for an unknown word, or for OpenVINO on a GPU.
+    Raises ValueError for an unknown backend, or for OpenVINO on a GPU.
     """
     if backend not in get_args(Backend):
         raise ValueError(f"backend must be one of {get_args(Backend)}, got {backend!r}")
@@ -40,11 +40,11 @@ def _import_openvino() -> ModuleType:
 
 
 def compile_network(network: nn.Module, example: Tensor, shape: Sequence[int], **settings):
-    """Compile a network. shape: of its inputs, -1 where any size goes. settings: OpenVINO's own."""
+    """Compile a network by OpenVINO. shape: its input's, -1 for any size. settings: OpenVINO's."""
     openvino = _import_openvino()
     shapes = [openvino.PartialShape(list(shape))]
     with warnings.catch_warnings(), torch.no_grad(), patch.dict(os.environ, UNTOLD):
-        warnings.simplefilter("ignore")  # torch calls tracing deprecated; it is what OpenVINO reads
+        warnings.simplefilter("ignore")  # torch deprecates tracing, which OpenVINO needs
         traced = torch.jit.trace(network.eval(), example, check_trace=False)
         converted = openvino.convert_model(traced, input=shapes, example_input=example)
     # Pinned threads of two processes would share the first core and leave the second idle.
@@ -52,13 +52,13 @@ def compile_network(network: nn.Module, example: Tensor, shape: Sequence[int], *
 
 
 class Request:
-    """A compiled network, called with a tensor as torch's are. Only one thread may use it."""
+    """A compiled network that is called like torch's. Only one thread may use it."""
 
     def __init__(self, compiled):
         self._request = compiled.create_infer_request()
 
     def __call__(self, pictures: Tensor) -> list[Tensor]:
-        """pictures float32 → the network's outputs, in its order."""
+        """Return the network's outputs, in its order, for float32 pictures."""
         outputs = self._request.infer([pictures.contiguous().numpy()], share_inputs=True)
         return [torch.from_numpy(values) for values in outputs.to_tuple()]
 
@@ -66,10 +66,10 @@ class Request:
 def make_scorer(
     model: DeepfakeClassifier, backend: Backend = "auto", precision: Precision = "auto"
 ) -> Callable[[Tensor], Tensor]:
-    """Return a function that does what `model.score` does, faster, with the weights of now.
+    """Return a faster `model.score` for a model whose weights no longer change.
 
-    precision: "bf16" where the processor computes with it, else "fp32"; "auto" is bf16 for a large
-    network. A small one stays in torch and fp32 unless another backend is named.
+    precision: "bf16" holds only where the processor computes with it. By "auto" a large network
+    takes bf16; a small one stays in torch and fp32.
     """
     device = model.fc.weight.device
     large = sum(p.numel() for p in model.parameters()) >= LARGE
@@ -91,7 +91,7 @@ def make_scorer(
 def _compile_classifier(model: DeepfakeClassifier, low: bool):
     able = "BF16" in _import_openvino().Core().get_property("CPU", "OPTIMIZATION_CAPABILITIES")
     settings: dict = {"INFERENCE_PRECISION_HINT": "bf16" if low and able else "f32"}
-    # A process that shares the machine was given its own number of threads.
+    # A process that shares the machine has been given its own number.
     settings["INFERENCE_NUM_THREADS"] = torch.get_num_threads()
     example = torch.zeros(1, 3, model.card.size, model.card.size)
     return compile_network(model, example, (-1, *example.shape[1:]), **settings)

@@ -1,6 +1,6 @@
 """The `dfdc` command: what the notebooks do, for scripts and clusters.
 
-One class a subcommand: its fields and those of the configurations are the options, and the comments
+Each subcommand is a class: its fields and its configuration's are the options, and the comments
 beside them are the help.
 """
 
@@ -25,7 +25,7 @@ from dfdc_lib.jobs import TIME_LIMIT, count_cores
 from dfdc_lib.progress import progress_bar
 
 GOES_ON = "what is done is kept, and the same command goes on from there"
-# How options look. A margin is one word.
+# How options look; a margin is one word.
 Switch = FlagCreatePairsOff[bool]
 SEVERAL = arg(metavar="VIDEO_OR_FOLDER …", help_behavior_hint="(required)")
 Videos = Annotated[Positional[tuple[Path, ...]], SEVERAL]
@@ -45,7 +45,7 @@ class Sample:
     """Make the mini data set: 64 originals and 128 fakes, all synthetic."""
 
     out: Positional[Path]  # the folder to make
-    seed: int = 0  # another one makes other videos
+    seed: int = 0  # another seed makes other videos
     workers: int = field(default_factory=count_cores)  # processes that film
 
     def __call__(self) -> int:
@@ -63,12 +63,12 @@ class Preprocess:
 
     data: Positional[Path]  # the folder that holds dfdc_train_part_0, …
     recipe: OmitArgPrefixes[config.PreprocessConfig]
-    work: Path | None = None  # where artifacts go, if not to work/<name> beside the data
-    stages: str = "detect,crop,masks,folds"  # the stages to do, with commas
+    work: Path | None = None  # where artifacts go; without it, work/<name> beside the data
+    stages: str = "detect,crop,masks,folds"  # which stages to do, with commas
     originals: int = 0  # take only so many, evenly over the parts; 0: all
     folds: int = 16  # at most so many
-    overwrite: Switch = False  # begin again, where the work folder has another recipe
-    workers: int = field(default_factory=count_cores)  # processes; 0: unguarded, without any
+    overwrite: Switch = False  # begin again if the work folder has another recipe
+    workers: int = field(default_factory=count_cores)  # processes; 0: this one does all, unguarded
     scheduler: str = ""  # the address of a Dask scheduler, whose workers do the work: tcp://…
     time_limit: float = TIME_LIMIT  # seconds that a worker may take for one video
 
@@ -79,7 +79,7 @@ class Preprocess:
         work = WorkFolder(self.work) if self.work else WorkFolder.beside(self.data)
         try:
             work.root.mkdir(parents=True, exist_ok=True)
-        except OSError as error:  # data often lie where nobody may write
+        except OSError as error:  # data are often read-only
             fix = f"({error.strerror}): name another folder with --work"
             raise OSError(f"can't write to {work.root} {fix}") from error
         stages = self.stages.split(",")
@@ -109,7 +109,7 @@ class Train:
     demo: Switch = False  # start from the demo's settings
     pretrained: Weights = None  # start from ImageNet's weights; without a value timm's download
     workers: int = 0  # processes that read crops
-    keep_every: int = 0  # keep the weights of every so many epochs; 0: of none
+    keep_every: int = 0  # keep the weights every so many epochs; 0: never
     overwrite: Switch = False  # replace a run of this name that has other settings
 
     def __call__(self) -> int:
@@ -133,13 +133,13 @@ class Predict:
     """Score videos: is it a fake?"""
 
     videos: Videos  # videos, or folders that hold some at any depth
-    checkpoint: Files  # one or more: the mean of their scores counts
+    checkpoint: Files  # one or more; the mean of their scores counts
     settings: OmitArgPrefixes[config.PredictConfig]
     out: Path | None = None  # write a submission here, status.csv and predictions.parquet beside it
-    fallback: float | None = None  # the submission's score of videos that have none
+    fallback: float | None = None  # the score to submit for videos that have none
     labels: Path | None = None  # the truth: a data folder, or a CSV with filename and label
     report: Path | None = None  # write a page about each video into this folder
-    workers: int | None = None  # processes that find faces; without it 1 for several videos
+    workers: int | None = None  # processes that find faces; without it, 1 for several videos
     scheduler: str = ""  # the address of a Dask scheduler, whose workers do the work: tcp://…
     time_limit: float = TIME_LIMIT  # seconds that a worker may take for one video
 
@@ -181,7 +181,7 @@ class Predict:
 
 
 def add_page(verdict, models: dict, path: Path) -> None:
-    """Write the page about a video; where that fails, say so: the verdict stands."""
+    """Write the page about a video, or say why not: the verdict stands."""
     from dfdc_lib.ops.pages import write_page
     from dfdc_lib.video import VideoError
 
@@ -195,12 +195,12 @@ def add_page(verdict, models: dict, path: Path) -> None:
 class Doctor:
     """Say what works here, what does not, and what to do."""
 
-    data: Path | None = None  # the folder that holds dfdc_train_part_0, …: is it all there?
-    work: Path | None = None  # a work folder: is all there and whole?
-    pictures: Switch = False  # decode every crop and mask in it
-    strike: Switch = False  # let the next `dfdc preprocess` make again what is wrong in it
-    estimate: int = 0  # what preprocessing --data will take so many workers, from a few videos
-    checkpoint: Files = ()  # or folders: which bytes is it, does it load, does it tell fakes?
+    data: Path | None = None  # the folder that holds dfdc_train_part_0, …: is it complete?
+    work: Path | None = None  # a work folder: is it complete and undamaged?
+    pictures: Switch = False  # and decode every crop and mask in it
+    strike: Switch = False  # have the next `dfdc preprocess` make again what is wrong in it
+    estimate: int = 0  # from a few videos, how long so many workers take to preprocess --data
+    checkpoint: Files = ()  # files or folders: are they upstream's, do they load, do they work?
 
     def __call__(self) -> int:
         from dfdc_lib.ops.doctor import check_checkpoints, check_data, check_environment
@@ -229,14 +229,14 @@ class Doctor:
 def start_settings(
     demo: Switch = False, encoder: str = config.TrainConfig.encoder
 ) -> config.TrainConfig:
-    """Where training's settings start: the demo's, or the slides' with the encoder's own batch."""
+    """Choose training's defaults: the demo's, or the slides' with the encoder's own batch."""
     if demo:
         return config.DEMO_TRAINING
     return config.TrainConfig(encoder=encoder, batch=config.encoder_preset(encoder).batch)
 
 
 def read_command(words: Sequence[str]) -> Callable[[], int]:
-    """The subcommand that the words ask for. Raises ValueError, of one line, for wrong ones."""
+    """Read a subcommand and its options. Raises ValueError, of one line, for wrong words."""
     tyro._experimental_options.update({"ansi_codes": False, "utf8_boxes": False})  # plain errors
     said = io.StringIO()
     try:
@@ -245,7 +245,7 @@ def read_command(words: Sequence[str]) -> Callable[[], int]:
     except SystemExit as end:
         if not end.code:  # --help
             raise
-        # tyro draws a box: what is wrong stands in the paragraph below its title.
+        # tyro draws a box: the paragraph below its title says what is wrong.
         lines = (line.strip() for line in said.getvalue().splitlines()[2:])
         wrong = " ".join(takewhile(lambda line: line.strip("-"), lines))
         wrong = re.sub(r"^Error parsing (__tyro\S+: )?", "", wrong).rstrip(".")
@@ -253,7 +253,7 @@ def read_command(words: Sequence[str]) -> Callable[[], int]:
 
 
 def parse_words(words: Sequence[str]) -> Callable[[], int]:
-    """The subcommand, by tyro, which prints what is wrong and exits."""
+    """Read a subcommand by tyro, which prints what is wrong and exits."""
     registry = ConstructorRegistry()
     registry.primitive_rule(lambda info: MARGIN if info.type is config.Margin else None)
     training, _ = tyro.cli(start_settings, args=words, return_unknown_args=True, add_help=False)

@@ -28,7 +28,7 @@ from dfdc_lib.rehearsal.sample import PEOPLE, SIZES, Fake, Shot, falsify, film
 
 UPSTREAM = "https://github.com/selimsef/dfdc_deepfake_challenge"
 # Release 0.0.1: seven B7 from five seeds; a name ends with fold and epoch. The release gives no
-# checksum: these sha256 stand in the Git LFS pointers of the same files elsewhere.
+# checksums: these sha256 come from Git LFS pointers to the same files elsewhere.
 RELEASED = {
     f"final_{seed}_DeepFakeClassifier_tf_efficientnet_b7_ns_{epoch}": digest
     for seed, epoch, digest in (
@@ -46,7 +46,7 @@ GOLDEN = {"b3": (1.838554, 0.340911), "b7": (-0.368270, 2.170032)}
 
 
 class Finding(NamedTuple):
-    """One thing that was looked at."""
+    """One thing that was checked."""
 
     what: str
     ok: bool
@@ -55,7 +55,7 @@ class Finding(NamedTuple):
 
 
 def check_environment() -> list[Finding]:
-    """Python, the packages that the library needs, the processor or GPU, the disk."""
+    """Check Python, the packages that the library needs, the GPU and the disk."""
     python = Finding("Python", True, platform.python_version())
     needed = importlib.metadata.requires("dfdc-lib") or []
     names = [re.split(r"[^\w.-]", line)[0] for line in needed if "extra ==" not in line]
@@ -77,7 +77,7 @@ def _check_package(name: str, why: str = "./run_all.sh installs it") -> Finding:
 
 
 def check_data(data: Path) -> Finding:
-    """Is this folder a DFDC data set, and is it all there?"""
+    """Check that a folder is a DFDC data set, and that all of it is there."""
     try:
         table = read_metadata(data)
     except (FileNotFoundError, ValueError) as error:
@@ -90,10 +90,7 @@ def check_data(data: Path) -> Finding:
 
 
 def check_checkpoints(paths: Sequence[Path]) -> list[Finding]:
-    """The libraries that will compute, then each checkpoint.
-
-    Of a folder all at any depth, and which of upstream's seven files are not there.
-    """
+    """Check the libraries, then each checkpoint; a folder stands for all in it, at any depth."""
     findings = [check_network(encoder) for encoder in GOLDEN] if paths else []
     for path in map(Path, paths):
         files = [path]
@@ -110,7 +107,7 @@ def check_checkpoints(paths: Sequence[Path]) -> list[Finding]:
 
 
 def check_network(encoder: str) -> Finding:
-    """Do the libraries here build the network that they should? Known weights: known answers."""
+    """Check, with known weights, that the libraries here build the right network."""
     timm = importlib.metadata.version("timm")
     what = f"{encoder} as timm {timm} and torch {torch.__version__} build it"
     advice = "not upstream's network, whose weights mean nothing to it: install requirements.lock"
@@ -127,22 +124,21 @@ def check_network(encoder: str) -> Finding:
 
 
 def draw_rings(size: int) -> Tensor:
-    """Two pictures (2, 3, size, size) with edges of all directions and widths: zone plates."""
+    """Draw zone plates (2, 3, size, size): edges of all directions and widths."""
     y, x = np.mgrid[-0.7 : 1.3 : size * 1j, -0.7 : 1.3 : size * 1j]
     waves = [2 * np.cos(speed * (x**2 + y**2) + hue) for speed in (20, 80) for hue in range(3)]
     return torch.tensor(np.array(waves, np.float32)).reshape(2, 3, size, size)
 
 
 def formula_weights(model: nn.Module) -> dict[str, Tensor]:
-    """Weights for an EfficientNet without a download; its scores spread as if it were trained.
+    """Make weights for an EfficientNet, the same everywhere: scores spread as if it were trained.
 
-    They are the same everywhere: from each tensor's name and each value's place in it comes noise
-    in [-1, 1), by splitmix64. Kernels are scaled by their fan-in, so that signals neither die nor
-    blow up; blocks that are added to what came in (all but the first of a stage) add a little.
+    splitmix64 turns each tensor's name and value's place into noise in [-1, 1). So that signals
+    neither die nor blow up, kernels are scaled by their fan-in, and residual blocks add little.
     """
     weights = {}
     for name, tensor in model.state_dict().items():
-        # From 18, where the checksum starts, come logits of B3 and B7 around 0 for faces.
+        # 18, where the checksum starts, gives logits of B3 and B7 around 0 for faces.
         start = np.uint64(zlib.crc32(name.encode(), 18)) << np.uint64(32)
         bits = np.arange(tensor.numel(), dtype=np.uint64) + start
         for shift, factor in ((30, 0xBF58476D1CE4E5B9), (27, 0x94D049BB133111EB)):
@@ -161,7 +157,7 @@ def formula_weights(model: nn.Module) -> dict[str, Tensor]:
 
 
 def check_checkpoint(path: Path) -> list[Finding]:
-    """Which bytes is it, does it load strictly, what has it learned, what does it say of faces?"""
+    """Check a checkpoint: its bytes, does it load, what did it learn, what does it say of faces?"""
     digest, wrong = "", ""
     if path.is_file() and os.access(path, os.R_OK):
         with open(path, "rb") as file:
@@ -183,7 +179,7 @@ def check_checkpoint(path: Path) -> list[Finding]:
 
 
 def check_scores(model: DeepfakeClassifier, name: str) -> Finding:
-    """What does it say of known faces?"""
+    """Check what a network says of known faces."""
     crops, labels = known_crops(model.card.margin)
     transform = valid_transforms(model.card.size)
     with torch.inference_mode():
@@ -198,12 +194,11 @@ def check_scores(model: DeepfakeClassifier, name: str) -> Finding:
 
 
 def name_fault(logits: np.ndarray, labels: np.ndarray, knows: bool) -> str:
-    """What is wrong with a network that answers so; "" for nothing that shows.
+    """What is wrong with a network that gives these logits; "" where nothing shows.
 
-    knows: it learned from the sample, so it must tell these faces apart. Measured: logits of
-    untrained networks of six kinds spread by 0.00001 to 0.03, after 15 steps of the demo by 0.04,
-    after 60 by 2. The AUC was 0.39 to 0.64 for 84 networks that know nothing, 0.81 after 60 steps
-    and 1 after all 450.
+    knows: it learned from the sample. Measured: logits spread by 0.00001 to 0.03 in untrained
+    networks of six kinds, by 0.04 after 15 steps of the demo, by 2 after 60. The AUC was 0.39 to
+    0.64 for 84 networks that know nothing, 0.81 after 60 steps, 1 after all 450.
     """
     if not np.isfinite(logits).all():
         return "no numbers: its weights overflow; take an earlier checkpoint"
@@ -216,10 +211,7 @@ def name_fault(logits: np.ndarray, labels: np.ndarray, knows: bool) -> str:
 
 @cache
 def known_crops(margin: Margin) -> tuple[list[np.ndarray], np.ndarray]:
-    """Faces as the sample films and fakes them: crops (H, W, 3) uint8 RGB, and labels, 1 = fake.
-
-    Each of both people with each kind of fake, all crude; nothing is read but the two portraits.
-    """
+    """Film both people with each crude fake: crops (H, W, 3) uint8 RGB, and labels (1 = fake)."""
     crops = []
     for seed, (person, method) in enumerate(product(PEOPLE, ("swap", "mouth", "rewarp"))):
         shot = Shot(seed, (person,), *SIZES[seed], n_frames=1, crf=0)

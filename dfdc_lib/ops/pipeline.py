@@ -1,8 +1,7 @@
-"""A whole data set through the stages: one recipe, one journal, one job a video.
+"""Take a data set through the stages: one recipe, one journal, one job a video.
 
-A work folder has one recipe, the settings of its first run. Its journal, status.csv, has a line for
-each stage of each video; this process alone writes it, and the last line counts. A run that stopped
-goes on where it was. There are two waves: the originals, then the fakes of those that came out.
+The journal, status.csv, has a line for each stage of each video, and the last one counts; only this
+process writes it. There are two waves: the originals, then the fakes of those that came out.
 """
 
 import csv
@@ -37,11 +36,11 @@ from dfdc_lib.store import (
     write_json,
 )
 
-# What may have been the disk's fault or the machine's, or has been struck out: done again.
+# Done again: what may be the disk's fault or the machine's, or has been struck out.
 PASSING = ("pending", "missing_file", "unreadable", "crashed", "timeout", "out_of_memory", "error")
 FOLD_COLUMNS = ["video_id", "file", "label", "original_id", "frame_idx", "face_idx", "part", "fold"]
 PLACE_COLUMNS = ["x0", "y0", "x1", "y1"]  # of a crop in its frame, whole pixels
-MADE = ("status.csv", "folds.csv", "boxes", "crops", "masks")  # in a work folder, by its recipe
+MADE = ("status.csv", "folds.csv", "boxes", "crops", "masks")  # what a recipe makes
 Key = tuple[str, str]  # (video_id, stage)
 VERSIONS = ("dfdc-lib", "facenet-pytorch", "torch", "opencv-python-headless", "av")
 
@@ -54,7 +53,7 @@ class Line(NamedTuple):
     status: str
     count: int  # type: ignore[assignment]
     reason: str
-    bytes: int | None  # of the video's file then; None where it was not there
+    bytes: int | None  # the video's size then; None: it was not there
 
 
 class Summary(NamedTuple):
@@ -78,15 +77,14 @@ def preprocess(
     overwrite: bool = False,
     progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> Summary:
-    """Bring a data set, or some originals of it, through the stages; go on where a run stopped.
+    """Take a data set, or some originals of it, through the stages; go on where a run stopped.
 
-    A work folder has one recipe: the settings of its first run. Others raise ValueError, unless
-    `overwrite` begins again. originals: take only so many, evenly over the parts; 0 takes all.
-    folds: at most so many. stages: some of `config.STAGES`. workers, scheduler, time_limit: as in
-    `jobs.run_jobs`; without either, all is done here, unguarded. progress(done, total) counts
-    videos.
+    originals: take only so many, evenly over the parts; 0: all. folds: at most so many. stages:
+    some of `config.STAGES`. workers, scheduler, time_limit: as in `jobs.run_jobs`. progress(done,
+    total) counts videos.
 
-    Raises ValueError where another run is writing to `work`, OSError where the disk takes no more.
+    Raises OSError where the disk is full; ValueError where another run writes to `work`, or where
+    it has another recipe (data, settings), unless `overwrite` begins again.
     """
     unknown = [stage for stage in stages if stage not in STAGES]
     if unknown or not stages:
@@ -99,7 +97,7 @@ def preprocess(
     chosen = choose_originals(table, originals, data)
     with hold(work.status):
         require_recipe(data, work, config, overwrite)
-        remove(work.unfinished)  # of killed runs: a late worker finds no place for what it makes
+        remove(work.unfinished)  # of killed runs; a late worker has nowhere to write
         status = StatusTable(work, chosen, data)
         done = 0
         for label in (0, 1):
@@ -111,7 +109,8 @@ def preprocess(
             ]
             done += len(rows) - len(jobs)
             progress(done, len(chosen))
-            for job, result in run_jobs(process_video, jobs, workers, scheduler, time_limit):
+            how = (workers, scheduler, time_limit)
+            for job, result in run_jobs(process_video, jobs, *how) if jobs else ():
                 status.record(job, result)
                 done += 1
                 progress(done, len(chosen))
@@ -122,17 +121,14 @@ def preprocess(
 
 
 def require_recipe(data: Path, work: WorkFolder, config: PreprocessConfig, overwrite: bool) -> None:
-    """See that a work folder has this recipe, and write it where the folder is new.
-
-    Raises ValueError where it has another one; with `overwrite` what was made by that goes instead.
-    """
+    """Write a new folder's recipe; for another one raise ValueError or `overwrite` what it made."""
     versions = {name: importlib.metadata.version(name) for name in VERSIONS}
     recipe = {"data": name_data(data), "settings": config.to_json(), "versions": versions}
     if unlike := compare_recipe(work, recipe):
         if not overwrite:
             ways = "name another folder with --work, or begin again with --overwrite"
             raise ValueError(f"{work.root} was {unlike}: {ways}")
-        for name in (*MADE, "recipe.json"):  # that last: until then the folder is refused
+        for name in (*MADE, "recipe.json"):  # last: until then the folder is refused
             remove(work.root / name)
     if not work.recipe.exists():
         write_json(work.recipe, recipe)
@@ -143,7 +139,7 @@ def require_recipe(data: Path, work: WorkFolder, config: PreprocessConfig, overw
 
 
 def compare_recipe(work: WorkFolder, recipe: dict) -> str:
-    """How a work folder was made by another recipe than this one; "" where it was not."""
+    """How a work folder was made by another recipe; "" where it was not."""
     if not work.recipe.exists():
         is_old = any((work.root / name).exists() for name in MADE)
         return "made by an earlier version of this project" if is_old else ""
@@ -160,10 +156,9 @@ def name_data(data: Path) -> str:
 
 
 def choose_originals(table: pd.DataFrame, count: int, data: Path) -> pd.DataFrame:
-    """The rows of `count` originals and their fakes, from all over the parts; 0 keeps every row.
+    """Keep the rows of `count` originals, those on disk first, and of their fakes; 0: every row.
 
-    Originals that are on disk come first. The parts are taken in turn, in an order that is shuffled
-    but always the same, so that a few originals do not all fall into the first fold.
+    Parts take turns in a fixed, shuffled order: a few originals then fall into several folds.
     """
     if count < 0:
         raise ValueError(f"a number of originals must not be negative, got {count}")
@@ -180,10 +175,7 @@ def choose_originals(table: pd.DataFrame, count: int, data: Path) -> pd.DataFram
 
 
 class StatusTable:
-    """What is known of each stage of each video: status.csv, and what is to be done next.
-
-    table: the videos of this run, as `read_metadata` lists them.
-    """
+    """What status.csv knows of each stage, and what to do next. table: this run's videos."""
 
     def __init__(self, work: WorkFolder, table: pd.DataFrame, data: Path):
         self.work = work
@@ -194,15 +186,15 @@ class StatusTable:
         self.tally: Counter[tuple[str, str]] = Counter()
 
     def count(self, video_id: str, stage: str) -> int | None:
-        """How much a stage made of a video; None where it is still to be done, or done again."""
+        """How much a stage made of a video; None where it is to be done, or done again."""
         line = self.lines.get((video_id, stage))
         if line is None or line.status in PASSING:
             return None
-        size = self.sizes.get(video_id)  # None: a video that was deleted changes nothing
+        size = self.sizes.get(video_id)  # None: a deleted video changes nothing
         return line.count if size in (None, line.bytes) else None
 
     def plan(self, row, asked: Sequence[str]) -> tuple[str, ...]:
-        """The stages of a video that are to be done now; the way is cleared for them."""
+        """Choose the stages of a video to do now, and clear the way for them."""
         if row.label and (lost := self._lack_of_original(row)):
             if "crop" in asked and self.count(row.video_id, "crop") is None:
                 self.begin(row.video_id, "crop")
@@ -220,7 +212,7 @@ class StatusTable:
         return tuple(stage for _, stage in todo)
 
     def _why_not(self, row, stage: str, todo: list[Key]) -> str:
-        """What keeps a stage from being done now: "kept", "not ready" or "". todo: what is done."""
+        """Why a stage is not done now: "kept", "not ready" or "". todo: what is done before it."""
         if self.count(row.video_id, stage) is not None:
             return "kept"
         made_from = {
@@ -229,12 +221,12 @@ class StatusTable:
             "masks": [(row.video_id, "crop"), (row.original_id, "crop")],
         }
         counts = [self.count(*key) for key in made_from[stage] if key not in todo]
-        if 0 in counts:  # of nothing there is nothing to make
+        if 0 in counts:  # there is nothing to make it from
             return "kept"
         return "not ready" if None in counts else ""
 
     def _lack_of_original(self, row) -> Outcome | None:
-        """Why a fake can't be cropped, where that is so."""
+        """Why a fake can't be cropped; None where it can."""
         original_id = row.original_id
         if original_id not in self.sizes:
             return Outcome("crop", "missing_original", 0, f"{original_id} is not listed")
@@ -246,23 +238,20 @@ class StatusTable:
         return Outcome("crop", status.get(found.status, "broken_original"), 0, reason)
 
     def begin(self, video_id: str, stage: str) -> None:
-        """Remove what a stage made of a video, and all that later stages made of its family.
-
-        The journal says of the latter that it is pending.
-        """
+        """Remove what a stage made of a video; what came of that goes too, and is pending again."""
         family = [video_id, *self.fakes_of.get(video_id, [])]
         later = product(family, STAGES[STAGES.index(stage) + 1 :])
-        struck = [key for key in later if key in self.lines]
+        struck = [k for k in later if k in self.lines and self.lines[k].status != "pending"]
         for made_of, maker in [(video_id, stage), *struck]:
             if maker != "detect":
-                self.work.folds.unlink(missing_ok=True)  # before what it names may change
+                self.work.folds.unlink(missing_ok=True)  # before the crops it names change
             remove(self.work.artifact(maker, made_of))
         if struck:
             reason = f"{stage} of {video_id} is done again"
             self.add([Line(*key, "pending", 0, reason, None) for key in struck])
 
     def record(self, job: tuple, result: "list[Outcome] | Lost") -> None:
-        """Write into the journal what a job brought."""
+        """Write what came of a job into the journal."""
         *_, video_id, _, stages = job
         if isinstance(result, Lost):
             result = [Outcome(stages[0], result.status, 0, result.reason)]
@@ -275,9 +264,9 @@ class StatusTable:
         self.lines.update({line[:2]: line for line in lines})
 
     def finish(self, table: pd.DataFrame) -> pd.DataFrame:
-        """Write the journal in the order of `table`, each video's stages in theirs; return it."""
+        """Sort the journal as `table` lists the videos, and by stage; return it."""
         place = {video_id: number for number, video_id in enumerate(table.video_id)}
-        last = len(place)  # of videos that are no longer listed: their lines stay, at the end
+        last = len(place)  # lines of videos that are no longer listed stay, at the end
 
         def order(line: Line) -> tuple:
             return place.get(line.video_id, last), line.video_id, STAGES.index(line.stage)
@@ -289,7 +278,7 @@ class StatusTable:
 
 
 def read_status(work: WorkFolder) -> dict[Key, Line]:
-    """The last line of each video and stage in the journal. Raises DamagedFile for what is none."""
+    """Read the journal: the last line of each video and stage. Raises DamagedFile."""
     lines = {}
     try:
         for video_id, stage, status, count, *rest in csv.reader(Journal(work.status).lines()[1:]):
@@ -309,7 +298,7 @@ def append_lines(work: WorkFolder, lines: Iterable[Line]) -> None:
 
 
 def _format(values: Iterable) -> str:
-    """A line of CSV that holds no line break."""
+    """Make a line of CSV, without line breaks in it."""
     text = io.StringIO()
     words = [" ".join(v.split()) if isinstance(v, str) else v for v in values]
     csv.writer(text, lineterminator="").writerow(words)
@@ -319,8 +308,7 @@ def _format(values: Iterable) -> str:
 def write_folds(work: WorkFolder, table: pd.DataFrame, n_folds: int, status: StatusTable) -> str:
     """Write folds.csv: one row a crop, in the table's order. Returns how the folds were cut.
 
-    Raises ValueError where an original and its fakes would be split: nothing may be measured with
-    such folds.
+    Raises ValueError where an original and its fakes would be split.
     """
     table = table.assign(fold=assign_folds(table, n_folds))
     if (table.groupby("original_id").fold.nunique() > 1).any():

@@ -1,7 +1,6 @@
-"""Many videos to a submission: what `dfdc predict` does, which may run for days.
+"""Score many videos, perhaps for days, and write a submission: what `dfdc predict` does.
 
-Each verdict, with every face's score, is a line of a journal beside the submission, from which the
-same call goes on.
+Each verdict is a line of a journal beside the submission; the same call goes on from there.
 """
 
 import hashlib
@@ -37,15 +36,15 @@ from dfdc_lib.predict import (
 from dfdc_lib.store import DamagedFile, Journal, appear_whole, file_size, hold, show, write_csv
 from dfdc_lib.video import printable
 
-# What may have been the disk's fault or the machine's: another run tries again.
+# Another run tries these again: they may be the disk's fault or the machine's.
 TRIED_AGAIN = ("unreadable", "detect_error", "missing_file", "crashed", "timeout", "out_of_memory")
-# How videos are named, in a folder: what `video.CONTAINERS` holds.
+# Names of videos in a folder: the formats of `video.CONTAINERS`.
 VIDEO_NAME = re.compile(
     r"(?!\._).*\.(mp4|m4v|mov|qt|3gp|3g2|avi|divx|mkv|webm|ivf|ts|mts|m2ts|m2t|tod|mpe?g|mpe|mpv"
     r"|m1v|m2v|vob|mod|flv|f4v|wmv|asf|ogv|ogm|mxf|rm|rmvb|dv|nut|h264|264|avc|h265|265|hevc)",
     re.IGNORECASE | re.DOTALL,
 )
-STATUS, PREDICTIONS = "status.csv", "predictions.parquet"  # what lies beside a submission
+STATUS, PREDICTIONS = "status.csv", "predictions.parquet"  # beside a submission
 STATUS_COLUMNS = ["filename", "status", "n_frames", "n_faces", "n_people", "reason"]
 
 
@@ -58,12 +57,11 @@ def score_files(
     scheduler: str = "",
     time_limit: float = TIME_LIMIT,
 ) -> Iterator[Verdict]:
-    """Yield the verdict on each video, as they come; first those that a stopped call has made.
+    """Yield each video's verdict as it comes; first those that a stopped call has made.
 
-    models: name → scorer, the names being paths of checkpoints. out: the submission that the
-    verdicts are for: they are kept in a journal beside it. workers: processes that decode and find
-    faces; with 0 this one does. time_limit: seconds a video, for them. scheduler: of a Dask
-    cluster, whose workers load the checkpoints too.
+    models: checkpoint's path → scorer. out: the submission; a journal beside it keeps the verdicts.
+    workers, scheduler, time_limit: as in `run_jobs`; workers decode and find faces, and a cluster's
+    load the checkpoints and score too.
 
     Raises ValueError where another call writes `out`, or a stopped one had other settings.
     """
@@ -74,7 +72,7 @@ def score_files(
     journal = Journal(journal_of(out))
     with hold(journal.path):
         kept = _read_journal(journal, _describe_call(models, config))
-        # A video file as it is now.
+        # A file that has changed since is scored again.
         keys = {v: f"{file_size(v)} {printable(os.path.abspath(v))}" for v in videos}
         for video in videos:
             if keys[video] in kept:
@@ -114,7 +112,7 @@ def _score(
 def _predict_there(
     path: Path, checkpoints: tuple[str, ...], names: tuple[str, ...], config: PredictConfig
 ) -> Verdict:
-    """A cluster's job: one video, by the checkpoints, which a worker loads once."""
+    """Score one video in a cluster's worker, which loads the checkpoints once."""
     models = dict(zip(names, _load_once(checkpoints, config).values(), strict=True))
     return next(predict_videos([path], models, config))
 
@@ -123,7 +121,7 @@ _load_once = lru_cache(maxsize=1)(load_models)
 
 
 def journal_of(out: Path) -> Path:
-    """Where the verdicts for a submission are kept until it is complete."""
+    """Where verdicts are kept until the submission is complete."""
     return Path(out).absolute().with_name(f".{Path(out).name}.verdicts")
 
 
@@ -136,7 +134,7 @@ def _describe_call(models: dict[str, Scorer], config: PredictConfig) -> dict:
 
 
 def _read_journal(journal: Journal, call: dict) -> dict[str, Verdict]:
-    """The verdicts that a stopped call of the same settings has made; begins the journal."""
+    """Read the verdicts of a stopped call with the same settings, or begin the journal."""
     try:
         stored, *entries = map(json.loads, journal.lines() or [json.dumps(call)])
         faces = [pd.DataFrame(entry.pop("faces")) for entry in entries]
@@ -154,11 +152,10 @@ def _read_journal(journal: Journal, call: dict) -> dict[str, Verdict]:
 
 
 def find_videos(inputs: Iterable[Path | str]) -> tuple[list[Path], list[Path]]:
-    """Expand folders to the videos in them, at any depth, and list the files that are left out.
+    """Find the videos in folders, at any depth, by name; return them and the files left out.
 
-    By their names: a link that leads nowhere may be a video, and what macOS keeps about one
-    (`._x.mp4`) is none. Raises FileNotFoundError for a name that is not there, and for a folder
-    without videos.
+    A broken link may be a video; macOS's `._x.mp4` is not. Raises FileNotFoundError for a missing
+    file, and for a folder without videos.
     """
     videos: list[Path] = []
     others: list[Path] = []
@@ -179,13 +176,13 @@ def find_videos(inputs: Iterable[Path | str]) -> tuple[list[Path], list[Path]]:
 
 
 def name_videos(paths: Sequence[Path]) -> dict[Path, str]:
-    """What the results call each video: its file name, or the path where two have the same."""
+    """Name each video in the results: by its file name, or by its path where two share one."""
     counts = Counter(path.name for path in paths)
     return {path: printable(path.name if counts[path.name] == 1 else path) for path in paths}
 
 
 def check_results(out: Path) -> None:
-    """Raise ValueError where results would take the place of files that are no such results."""
+    """Raise ValueError where results would replace files that are not results."""
     if out.name in (STATUS, PREDICTIONS):
         raise ValueError(f"{out.name} is the name of another result: name the submission otherwise")
     files = (out, out.parent / STATUS, out.parent / PREDICTIONS)
@@ -197,8 +194,7 @@ def check_results(out: Path) -> None:
 def write_results(verdicts: Sequence[Verdict], out: Path, fallback: float | None = None) -> None:
     """Write the submission `out`: filename, label. Videos without a score get `fallback`, if given.
 
-    Beside it go status.csv (all videos) and predictions.parquet (one row a face and checkpoint);
-    the journal has served.
+    Beside it go status.csv (all videos) and predictions.parquet (one row a face and checkpoint).
     """
     names = name_videos([verdict.video for verdict in verdicts])
     scores, rows, faces = [], [], []
@@ -217,10 +213,10 @@ def write_results(verdicts: Sequence[Verdict], out: Path, fallback: float | None
 
 
 def read_labels(source: Path) -> dict[str, int]:
-    """The truth about videos: name → 1 for a fake.
+    """Read the truth about videos: name → 1 for a fake, else 0. Raises MetadataError.
 
-    source: a data folder, whose names are the paths in it (a fake needs no original here), or a CSV
-    with the columns filename and label.
+    source: a CSV with the columns filename and label, or a data folder, whose names are paths in it
+    (here a fake needs no original).
     """
     source = Path(source)
     if source.is_dir():
@@ -244,10 +240,9 @@ def read_labels(source: Path) -> dict[str, int]:
 
 
 def match_labels(videos: Sequence[Path], labels: dict[str, int]) -> list[int]:
-    """The label of each video. labels: file name, or the end of its path → 1 for a fake.
+    """Find each video's label. labels: file name, or the end of its path → 1 for a fake.
 
-    The longest end that fits counts. Raises ValueError where a video has no label, or two have the
-    same one.
+    The longest end that fits counts. Raises ValueError where a video has none, or two share one.
     """
     known = {end: name for name in labels for end in (os.path.abspath(name), str(Path(name)))}
     matched: dict[str, Path] = {}
@@ -267,10 +262,9 @@ def match_labels(videos: Sequence[Path], labels: dict[str, int]) -> list[int]:
 def measure_verdicts(
     verdicts: Sequence[Verdict], labels: dict[str, int], fallback: float = 0.5
 ) -> dict[str, float]:
-    """How good verdicts are, where the truth is known: coverage, and log loss of scored and of all.
+    """Measure coverage, and the log loss of scored videos and of all, the others as `fallback`.
 
-    labels, and what is raised: as in `match_labels`. For the log loss of all, videos without a
-    score count as `fallback`.
+    labels and errors: as in `match_labels`.
     """
     truth = np.array(match_labels([v.video for v in verdicts], labels))
     scores = np.array([np.nan if v.p_fake is None else v.p_fake for v in verdicts], float)
@@ -282,7 +276,7 @@ def measure_verdicts(
 
 
 def describe_verdict(verdict: Verdict) -> str:
-    """A video's score, and why it has none, or is not of the whole video."""
+    """Tell a video's score, why it has none, or why it is not of the whole video."""
     words = f"{printable(verdict.video)}: {verdict.status}: "
     if verdict.p_fake is None:
         return words + verdict.reason
@@ -295,7 +289,7 @@ def describe_verdict(verdict: Verdict) -> str:
 def describe_scores(
     verdicts: Sequence[Verdict], labels: dict[str, int], fallback: float | None
 ) -> str:
-    """How many videos have a score, what it means, and how good the scores are, by the labels."""
+    """Tell how many videos have a score, what it means, and how good the scores are."""
     count = sum(verdict.p_fake is not None for verdict in verdicts)
     others = "" if fallback is None else f"; the others count as {fallback} in the submission"
     coverage = f"coverage {count / len(verdicts):.0%}"

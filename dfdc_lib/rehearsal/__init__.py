@@ -1,1 +1,1 @@
-"""The stage: the sample, how its fakes are made, ways to see what they left."""
+"""Film the sample, make its fakes, and show the traces that they leave."""

@@ -8,12 +8,11 @@ import numpy as np
 
 
 def write_video(path: Path, frames: Iterable[np.ndarray], crf: int = 23) -> None:
-    """Write frames, 30 a second, as H.264 in yuv420p.
+    """Write frames (H, W, 3) uint8 RGB, of even H and W, as H.264 in yuv420p, 30 a second.
 
-    crf: the constant quality, lower is better. Width and height must be even. The same frames give
-    the same bytes: by one thread, and without x264's macroblock tree, which made the first file of
-    a process differ from the others.
+    crf: x264's constant rate factor; lower is better. The same frames give the same bytes.
     """
+    # One thread, and no macroblock tree: with it a process's first file differed from the others.
     options = {"crf": str(crf), "preset": "veryfast", "threads": "1", "x264-params": "mbtree=0"}
     with av.open(str(path), "w", format="mp4") as container:
         stream = container.add_stream("libx264", rate=30, options=options, pix_fmt="yuv420p")

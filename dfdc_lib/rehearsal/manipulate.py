@@ -1,10 +1,8 @@
-"""Make fakes: replace a face, or a part of one, in a picture. The randomness is the caller's.
+"""Make fakes: replace a face, or a part of one; or add an artifact that the slides name.
 
-Pictures and landmarks are as in `blending`. Each manipulation returns the new picture and its mask
-(H, W) uint8: 0 where the picture is bit-identical to what came in, 255 where the new was laid on in
-full. First come masks and colour, then what makes the sample's fakes (`replace_region`), last the
-families of artifacts that the slides name, where `strength` runs from 0, the picture as it came, to
-1, crude. Notebook 10 shows them.
+Pictures and landmarks are as in `blending`. A manipulation returns (picture, mask), the mask (H, W)
+uint8: 0 where the picture stays bit-identical, 255 where the new one has full weight. strength:
+from 0, no change, to 1, crude. Notebook 10 shows them.
 """
 
 import cv2
@@ -27,16 +25,13 @@ from dfdc_lib.blending import (
 from dfdc_lib.geometry import affine_between
 from dfdc_lib.rehearsal.forensics import recompress
 
-# Ellipses: the centre (0 at the eyes, 1 at the mouth), half width and half height, in units of the
-# distance between the eyes and the mouth. Measured on the two portraits of the sample.
+# Ellipses: centre (0 at the eyes, 1 at the mouth), half width and half height, in units of the way
+# from the eyes to the mouth. Measured on the sample's two portraits.
 REGIONS = {"face": (0.55, 1.05, 1.30), "mouth": (1.0, 0.72, 0.50), "eyes": (0.0, 1.05, 0.45)}
 
 
 def boundary_map(mask: np.ndarray) -> np.ndarray:
-    """Where a picture was blended: 4 M (1 - M), float32 in [0, 1], of M = mask (H, W) / 255.
-
-    One where old and new count alike. Source: Face X-ray, arXiv 1912.13458.
-    """
+    """The seam (Face X-ray, arXiv 1912.13458): 4 M (1 - M), (H, W) float32, of M = mask / 255."""
     share = mask.astype(np.float32) / 255
     return 4 * share * (1 - share)
 
@@ -44,9 +39,9 @@ def boundary_map(mask: np.ndarray) -> np.ndarray:
 def region_mask(
     landmarks: np.ndarray, height: int, width: int, region: str = "face", feather: float = 0.3
 ) -> np.ndarray:
-    """A soft ellipse (H, W) float32 in [0, 1] over one of REGIONS, turned with the head.
+    """A soft ellipse (H, W) float32 over one of REGIONS, turned with the head.
 
-    feather: the share of the radius over which it falls from 1 to 0. Outside it is exactly 0.
+    feather: the share of the radius over which it falls from 1 to exactly 0.
     """
     along, half_width, half_height = REGIONS[region]
     eyes, mouth = landmarks[:2].mean(axis=0), landmarks[3:].mean(axis=0)
@@ -66,8 +61,7 @@ def transfer_colour(
 ) -> np.ndarray:
     """Give `picture` the mean and the spread of the reference's colours `where` (H, W), in Lab.
 
-    amount: from 0, the picture as it is, to 1. After Reinhard et al., Color Transfer between
-    Images, 2001.
+    amount: from 0, no change, to 1. After Reinhard et al., Color Transfer between Images, 2001.
     """
     if not where.any():
         return picture
@@ -93,16 +87,15 @@ def replace_region(
 ) -> tuple[np.ndarray, np.ndarray]:
     """Replace a region of a face by the donor's, warped to fit the five landmarks.
 
-    The donor may be another person (a face swap) or the picture itself (as in arXiv 1811.00656).
-    detail: the resolution that survives. colour: how far the donor's colours are matched. feather:
-    see `region_mask`. A face that lies outside the picture changes nothing.
+    The donor may be another person or, as in arXiv 1811.00656, the picture itself. detail: see
+    `lose_detail`; colour: `transfer_colour`; feather: `region_mask`.
     """
     result, mask = picture.copy(), np.zeros(picture.shape[:2], np.uint8)
     reach = 2.2 * eyes_to_mouth(landmarks)  # no ellipse lies beyond
     x0, y0 = np.maximum(landmarks.min(axis=0) - reach, 0).astype(int)
     x1, y1 = np.maximum(landmarks.max(axis=0) + reach, -1).astype(int) + 1
     target = picture[y0:y1, x0:x1]
-    if target.size == 0:
+    if target.size == 0:  # the face lies outside
         return result, mask
     inside, (height, width) = landmarks - (x0, y0), target.shape[:2]
     warped = fit_to(donor, donor_landmarks, inside, height, width)
@@ -115,10 +108,7 @@ def replace_region(
 def displace(
     picture: np.ndarray, landmarks: np.ndarray, centre, radius: float, shift
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Push a picture around `centre` by `shift` (dx, dy), fading out smoothly at `radius`.
-
-    Returns the picture and the landmarks, moved along: a head that sways, or a mouth that opens.
-    """
+    """Push (picture, landmarks) by `shift` (dx, dy) at `centre`, fading to nothing at `radius`."""
     height, width = picture.shape[:2]
     x0, y0 = (max(int(c - radius), 0) for c in centre)
     x1, y1 = min(int(centre[0] + radius) + 1, width), min(int(centre[1] + radius) + 1, height)
@@ -137,7 +127,7 @@ def displace(
 
 
 def check_strength(strength: float) -> None:
-    """Raise ValueError for what is no strength."""
+    """Raise ValueError unless 0 <= strength <= 1."""
     if not 0 <= strength <= 1:
         raise ValueError(f"strength runs from 0 to 1, got {strength}")
 
@@ -145,7 +135,7 @@ def check_strength(strength: float) -> None:
 def lay(
     picture: np.ndarray, new: np.ndarray, weights: np.ndarray, strength: float, opacity: float = 1.0
 ) -> tuple[np.ndarray, np.ndarray]:
-    """`blend`, but at strength 0 the picture as it came, and an empty mask."""
+    """Blend; at strength 0 return the picture as it came and an empty mask."""
     if strength == 0:
         return picture.copy(), np.zeros(picture.shape[:2], np.uint8)
     return blend(picture, new, weights, opacity)
@@ -161,7 +151,7 @@ def visual_defect(
     strength: float = 1.0,
     kind: str = "",
 ) -> tuple[np.ndarray, np.ndarray]:
-    """A face of another colour or resolution, teeth or eyes without detail. kind: else drawn."""
+    """Change a face's colour or resolution, or blur mouth or eyes: `kind`, or one that is drawn."""
     check_strength(strength)
     kind = kind or str(rng.choice(VISUAL_KINDS))
     if kind not in VISUAL_KINDS:
@@ -182,10 +172,9 @@ def visual_defect(
 def encoding_difference(
     picture: np.ndarray, landmarks: np.ndarray, rng: Generator, strength: float = 1.0
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Eyes, nose and mouth with another compression history than the face around them.
+    """Compress eyes, nose and mouth once more, as in a face that was saved and pasted back.
 
-    They went through JPEG once more, at a quality from 95 (weak) down to 20 (strong), on a grid of
-    blocks that starts somewhere else, as does a face that was stored and pasted back.
+    JPEG at a quality from 95 (weak) to 20 (strong), on a grid of blocks that starts elsewhere.
     """
     check_strength(strength)
     height, width = picture.shape[:2]
@@ -199,10 +188,9 @@ def encoding_difference(
 def warping_artifact(
     picture: np.ndarray, landmarks: np.ndarray, rng: Generator, strength: float = 1.0
 ) -> tuple[np.ndarray, np.ndarray]:
-    """A face that was aligned to a small upright square and warped back: too coarse.
+    """Align a face to a small upright square and warp it back: too coarse (arXiv 1811.00656).
 
-    After arXiv 1811.00656: a generator makes faces of one fixed size. The square's side is a share
-    of the face's own: from all of it (weak) down to about a quarter (strong). Below a strength of
+    The square is as large as the face (weak) down to about a quarter of it (strong). Below strength
     0.25 the old face shines through, because resampling alone takes most of the grain.
     """
     check_strength(strength)
@@ -227,10 +215,9 @@ def blending_artifact(
     rng: Generator,
     strength: float = 1.0,
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Blend another real face in: nothing is wrong inside it, only the seam gives it away.
+    """Blend in another real face: only the seam gives it away (Face X-ray, arXiv 1912.13458).
 
-    After Face X-ray (arXiv 1912.13458). strength: how much the seam shows, from a wide one with
-    matched colours to a narrow one between two colours. `boundary_map` of the mask is the seam.
+    strength: from a wide seam with matched colours to a narrow one between two colours.
     """
     check_strength(strength)
     face_frame(donor_landmarks, *donor.shape[:2])

@@ -1,12 +1,9 @@
-"""The sample: a miniature DFDC, filmed from two portraits that ship inside installed packages.
+"""The sample: a miniature DFDC, filmed from two public-domain portraits in installed packages.
 
-Two people (Eileen Collins, NASA; Grace Hopper, US Navy; both portraits are in the public domain)
-stand before a synthetic camera. Their faces are then swapped, re-warped or given another mouth. The
-sample has the data set's layout and its difficulties. A score on it is no evidence about deepfakes
-in the wild.
-
-What must not tell a fake from an original is made equal: both come from the same camera path with
-the same noise and go through the same codec, and each face is swapped in as often as it is filmed.
+Eileen Collins (NASA) and Grace Hopper (US Navy) stand before a synthetic camera; then faces are
+swapped or re-warped, or get another mouth. A score on it says nothing about deepfakes in the wild.
+Nothing else should give a fake away: it shares its original's camera path, noise and codec, and
+each face is swapped in as often as it is filmed.
 """
 
 from collections import defaultdict
@@ -34,21 +31,21 @@ LANDMARKS = {
     "collins": [[204.7, 101.7], [246.9, 103.6], [225.9, 128.8], [202.4, 139.9], [245.0, 141.3]],
     "hopper": [[221.4, 192.7], [309.4, 187.9], [268.6, 238.6], [231.5, 278.5], [305.9, 274.1]],
 }
-# (width, height) of the frames: each branch of the slides' resize rule appears.
+# (width, height) of frames: they cover each branch of the slides' resize rule.
 SIZES = [(480, 270), (270, 480), (400, 300), (480, 360)]
 SIZES += [(256, 256), (640, 360), (360, 480), (540, 300)]
 LARGE_SIZES = [(1280, 720), (1920, 1080)]
 METHOD_PAIRS = [("swap", "rewarp"), ("mouth", "rewarp")]
-QUALITIES = (19, 25)  # x264's constant rate factor, drawn for each video whatever its label
-# A frame, or what the camera pans over; and the landmarks (5, 2) in it of each person, in order.
+QUALITIES = (19, 25)  # x264's constant rate factor, drawn alike for originals and fakes
+# A frame, or what the camera pans over; and each person's landmarks (5, 2) in it.
 Scene = tuple[np.ndarray, list[np.ndarray]]
-# Who will step into it: a portrait, its landmarks, the (2, 3) affine map to the scene.
+# A portrait, its landmarks, and the affine map (2, 3) from it to the scene.
 Actor = tuple[np.ndarray, np.ndarray, np.ndarray]
 
 
 @dataclass(frozen=True)
 class Shot:
-    """How one original is filmed: the same values give the same frames."""
+    """How an original is filmed. The same values give the same frames."""
 
     seed: int
     identities: tuple[str, ...]
@@ -62,17 +59,17 @@ class Shot:
 
 @dataclass(frozen=True)
 class Fake:
-    """How one fake is made from a shot. `strength` runs from 0, barely visible, to 1, crude."""
+    """How a fake is made from a shot."""
 
     seed: int
-    method: str
-    strength: float
+    method: str  # "swap", "mouth" or "rewarp"
+    strength: float  # from 0, barely visible, to 1, crude
     crf: int
 
 
 @cache
 def portrait(identity: str) -> np.ndarray:
-    """A portrait (H, W, 3) uint8 RGB, from the package that carries it."""
+    """Load a portrait (H, W, 3) uint8 RGB from the package that ships it."""
     if identity == "collins":
         from skimage.data import astronaut
 
@@ -83,7 +80,7 @@ def portrait(identity: str) -> np.ndarray:
 
 
 def pose(identity: str, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
-    """A portrait in another light, perhaps mirrored, its head reshaped: (picture, landmarks)."""
+    """Relight, reshape and perhaps mirror a portrait; return (picture, landmarks)."""
     picture, landmarks = portrait(identity), np.array(LANDMARKS[identity])
     if rng.random() < 0.5:
         picture = np.ascontiguousarray(picture[:, ::-1])
@@ -97,7 +94,7 @@ def pose(identity: str, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarra
 
 
 def relight(picture: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    """Light from one side, another white balance and gamma."""
+    """Light a picture from one side; change its white balance and gamma."""
     height, width = picture.shape[:2]
     slope = rng.normal(0, 0.35, 2)
     y, x = np.linspace(-0.5, 0.5, height)[:, None], np.linspace(-0.5, 0.5, width)[None]
@@ -107,13 +104,13 @@ def relight(picture: np.ndarray, rng: np.random.Generator) -> np.ndarray:
 
 
 def prepare_scene(shot: Shot, rng: np.random.Generator) -> tuple[np.ndarray, list[Actor]]:
-    """A backdrop of blurred colours, 1.4 times the frame's size, and who will stand before it."""
+    """A blurred backdrop, float32, 1.4 times the frame's size, and the cast before it."""
     width, height = round(1.4 * shot.width), round(1.4 * shot.height)
     small = cv2.resize(portrait(shot.identities[0]), (32, 32), interpolation=cv2.INTER_AREA)
     blurred = cv2.GaussianBlur(relight(small, rng), (0, 0), 2)
     canvas = cv2.resize(blurred, (width, height), interpolation=cv2.INTER_CUBIC)
     alone = len(shot.identities) == 1
-    # Faces grow more slowly than frames: who films in 1080p stands farther away.
+    # Faces grow more slowly than frames: a 1080p camera stands farther away.
     enlarged = (min(shot.width, shot.height) / 270) ** 0.6
     size = rng.uniform(0.11, 0.17) * (1 if alone else 0.8) * 270 * enlarged
     cast = []
@@ -130,7 +127,7 @@ def prepare_scene(shot: Shot, rng: np.random.Generator) -> tuple[np.ndarray, lis
 
 
 def cut_column(picture: np.ndarray, landmarks: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Keep the part of a portrait that is not far to the left or right of the face."""
+    """Crop a portrait to a column around the face."""
     centre, reach = landmarks[:, 0].mean(), 2 * eyes_to_mouth(landmarks)
     left, right = max(int(centre - reach), 0), int(centre + reach)
     return np.ascontiguousarray(picture[:, left:right]), landmarks - (left, 0)
@@ -148,7 +145,7 @@ def set_scene(backdrop: np.ndarray, cast: list[Actor], crossed: float = 0) -> Sc
 
 
 def draw_portrait(canvas: np.ndarray, picture: np.ndarray, move: np.ndarray) -> None:
-    """Draw a portrait into the canvas (float32) through an affine map, its border faded out."""
+    """Draw a portrait with a soft border into a float32 canvas, through an affine map."""
     scale = float(move[0, 0])
     if scale < 0.8:
         picture = cv2.resize(picture, None, fx=scale, fy=scale, interpolation=cv2.INTER_AREA)
@@ -164,14 +161,14 @@ def draw_portrait(canvas: np.ndarray, picture: np.ndarray, move: np.ndarray) -> 
 
 
 def wander(n_frames: int, amplitude: float, rng: np.random.Generator) -> np.ndarray:
-    """A smooth random curve (n_frames,) of three slow waves, about `amplitude` high."""
+    """A smooth random curve (n_frames,): three slow waves, about `amplitude` high."""
     time = np.arange(n_frames) / 30
     speeds, phases = rng.uniform(0.3, 1.2, 3), rng.uniform(0, 2 * np.pi, 3)
     return amplitude * np.sin(2 * np.pi * time[:, None] * speeds + phases).mean(axis=1)
 
 
 def act(scene: Scene, moves: np.ndarray) -> Scene:
-    """Let people sway and speak: `moves` (people, 3) are x, y and mouth, in sizes of the face."""
+    """Let people sway and speak. moves: (people, 3), x, y and mouth, in sizes of the face."""
     picture, people = scene
     moved = []
     for points, (sway_x, sway_y, mouth) in zip(people, moves, strict=True):
@@ -185,9 +182,9 @@ def act(scene: Scene, moves: np.ndarray) -> Scene:
 
 
 def camera_path(shot: Shot, rng: np.random.Generator) -> np.ndarray:
-    """Affine maps (n_frames, 2, 3) from the scene to the frame: zoom, roll and pan of a hand."""
+    """Zoom, roll and pan as by hand: affine maps (n_frames, 2, 3) from the scene to the frame."""
     n, size = shot.n_frames, np.array([shot.width, shot.height])
-    shake = 0.25 if shot.crosses else 1  # where people walk, the camera is steadier
+    shake = 0.25 if shot.crosses else 1  # steadier where people walk
     zoom = np.exp(wander(n, 0.12 * shake, rng))
     roll = np.radians(rng.normal(0, 4) + wander(n, 5 * shake, rng))
     shift = np.stack([wander(n, 0.12, rng), wander(n, 0.10, rng)], axis=1) * size * shake
@@ -200,14 +197,14 @@ def camera_path(shot: Shot, rng: np.random.Generator) -> np.ndarray:
 
 
 def film(shot: Shot) -> Iterator[Scene]:
-    """Yield each frame (H, W, 3) uint8 RGB of a shot, and each person's landmarks in its pixels."""
+    """Yield each frame (H, W, 3) uint8 RGB of a shot, and each person's landmarks in it."""
     rng = np.random.default_rng(shot.seed)
     backdrop, cast = prepare_scene(shot, rng)
     scene, path = set_scene(backdrop, cast), camera_path(shot, rng)
     reach = (0.25, 0.20, 0.22)
     moves = np.array([[wander(shot.n_frames, r, rng) for r in reach] for _ in shot.identities])
     exposure = np.exp(wander(shot.n_frames, 0.15, rng))
-    # One field of noise, seen through a window that jumps: as random to a codec, and far faster.
+    # One field of noise behind a window that jumps: as random to a codec, and far faster.
     grain = rng.standard_normal((shot.height + 128, shot.width + 128, 3), np.float32)
     grain *= np.float32(rng.uniform(2, 5))
     size = (shot.width, shot.height)
@@ -223,13 +220,13 @@ def film(shot: Shot) -> Iterator[Scene]:
 
 
 def falsify(shot: Shot, filmed: list[Scene], fake: Fake) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    """Yield (frame, mask) with the first person manipulated; the rest stays bit-identical."""
+    """Yield (frame, mask) with the first person manipulated, the rest bit-identical."""
     rng = np.random.default_rng(fake.seed)
     crude = fake.strength
     look = (0.85 - 0.5 * crude, 1 - 0.5 * crude, 0.45 - 0.3 * crude)  # detail, colour, feather
     region = "mouth" if fake.method == "mouth" else "face"
     donor = pose(other_person(shot.identities[0]), rng)
-    # The landmarks that a forger's tracker finds are a little off, and drift.
+    # A forger's tracker is a little off, and drifts.
     waves = [wander(len(filmed), 0.03 + 0.08 * crude, rng) for _ in range(10)]
     drift = np.stack(waves, axis=1).reshape(-1, 5, 2)
     for (frame, (landmarks, *_)), off in zip(filmed, drift, strict=True):
@@ -241,21 +238,21 @@ def falsify(shot: Shot, filmed: list[Scene], fake: Fake) -> Iterator[tuple[np.nd
 
 
 def other_person(identity: str) -> str:
-    """The one whom `identity` is not."""
+    """The other one of PEOPLE."""
     return PEOPLE[1 - PEOPLE.index(identity)]
 
 
 def plan(
     n_parts: int, originals_per_part: int, n_frames: int, seed: int
 ) -> list[tuple[int, Shot, list[Fake]]]:
-    """Lay out the data set: for each original its part, its shot and its two fakes.
+    """Lay out the data set: the part, the shot and two fakes of each original.
 
-    In each part both people are filmed equally often; of every 4 originals, swapped in equally too.
+    In each part both people are filmed equally often; in every 4 originals, swapped in so too.
     """
     rng, n_originals = np.random.default_rng(seed), n_parts * originals_per_part
 
     def draw() -> tuple[int, int]:
-        """A seed and a quality."""
+        """Draw a seed and a quality."""
         return int(rng.integers(2**31)), int(rng.integers(*QUALITIES, endpoint=True))
 
     strengths = iter(rng.permutation(np.linspace(0, 1, 2 * n_originals)).tolist())
@@ -282,7 +279,7 @@ def plan(
 
 
 def film_group(folder: Path, shot: Shot, fakes: list[Fake], names: list[str]) -> None:
-    """Write an original and its fakes as mp4 files of these names."""
+    """Write an original and its fakes as mp4 files of these names, in this order."""
     filmed = list(film(shot))
     write_video(folder / f"{names[0]}.mp4", (frame for frame, _ in filmed), crf=shot.crf)
     for fake, name in zip(fakes, names[1:], strict=True):
@@ -299,10 +296,10 @@ def make_sample(
     workers: int = 2,
     progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> Path:
-    """Make the sample in a folder in DFDC's layout, with sample.json: how each video was made.
+    """Make the sample in DFDC's layout; sample.json says how each video was made.
 
-    The same arguments give the same pictures, and a folder that was made with them is kept.
-    workers: as of `run_jobs`. Raises FileExistsError where `out` holds anything else.
+    The same arguments give the same pictures; a folder made with them is kept. workers: as in
+    `run_jobs`. Raises FileExistsError where `out` holds anything else.
     """
     out, settings = Path(out), {"version": VERSION, "n_parts": n_parts}
     settings |= {"originals_per_part": originals_per_part, "n_frames": n_frames, "seed": seed}
@@ -315,7 +312,7 @@ def make_sample(
     shape = len(groups), 3, 10  # an original and two fakes; ten letters, as DFDC names its videos
     letters = np.random.default_rng([seed, 1]).choice(list(ascii_lowercase), shape)
     jobs, recipes = [], {}
-    parts: dict[Path, dict] = defaultdict(dict)  # what metadata.json says of each
+    parts: dict[Path, dict] = defaultdict(dict)  # a part's folder → its metadata.json
     with appear_whole(out) as folder:
         for (part, shot, fakes), spelled in zip(groups, letters, strict=True):
             where, names = folder / f"dfdc_train_part_{part}", ["".join(name) for name in spelled]
@@ -351,7 +348,7 @@ def read_methods(data: Path) -> dict[str, str]:
 
 
 def credit(source: Path) -> str:
-    """A caption for pictures of a data folder or a video: whose they are, and who may see them."""
+    """Caption pictures from a data folder or a video: whose they are, and who may see them."""
     source = Path(source).resolve()
     if any((folder / "sample.json").exists() for folder in (source, *source.parents[:2])):
         return "Synthetic pictures; portraits: NASA and US Navy, public domain."
@@ -360,9 +357,6 @@ def credit(source: Path) -> str:
 
 
 def changed_regions(recipe: dict) -> list[np.ndarray]:
-    """Where a fake changed each frame: masks (H, W) uint8, 0 where it was left bit-identical.
-
-    The frames are made again, before any compression: this is the truth for a measured mask.
-    """
+    """The true mask (H, W) uint8 of each frame of a fake, made again without compression."""
     shot, fake = Shot(**recipe["shot"]), Fake(**recipe["fake"])
     return [mask for _, mask in falsify(shot, list(film(shot)), fake)]
