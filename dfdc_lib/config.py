@@ -1,4 +1,4 @@
-"""Every setting and preset. Profiles and notebook parameters only choose among these."""
+"""Every setting and preset. Notebooks, their profiles and the command line choose among these."""
 
 from dataclasses import asdict, dataclass
 from typing import Literal, get_args
@@ -19,7 +19,7 @@ class EncoderPreset:
 
     timm_name: str
     size: int  # side of the square input, pixels
-    batch: int  # pictures a GPU and step, as the slides state for B5 and B7
+    batch: int  # pictures per GPU and step, as the slides state for B5 and B7
     drop_path: float = 0.2
     published_log_loss: float | None = None  # the slides' "Score" of a single model
 
@@ -104,8 +104,8 @@ class PreprocessConfig:
 
     def __post_init__(self):
         _require(self.every >= 1, f"every must be at least 1, got {self.every}")
-        shares = len(self.thresholds) == 3 and all(0 <= value <= 1 for value in self.thresholds)
-        _require(shares, f"thresholds are three numbers from 0 to 1, got {self.thresholds}")
+        valid = len(self.thresholds) == 3 and all(0 <= value <= 1 for value in self.thresholds)
+        _require(valid, f"thresholds are three numbers from 0 to 1, got {self.thresholds}")
 
     def to_json(self) -> dict:
         """The settings as a recipe holds them."""

@@ -1,9 +1,7 @@
 """Crops to batches: which are drawn, and how they are read."""
 
 import signal
-import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -17,7 +15,7 @@ from torch.utils.data import DataLoader, Dataset
 from dfdc_lib.blending import NotAFace, self_blend
 from dfdc_lib.config import TrainConfig
 from dfdc_lib.geometry import isotropic_resize
-from dfdc_lib.jobs import become_worker
+from dfdc_lib.jobs import answer_signals, become_worker
 from dfdc_lib.progress import NotEnough
 from dfdc_lib.store import DamagedFile, WorkFolder, face_file, list_faces, read_mask, read_png
 
@@ -163,7 +161,10 @@ class CropReader:
         """The landmarks (5, 2) in pixels of the picture, which may be smaller than on the disk."""
         if crop.original_id not in self._faces:
             self._faces[crop.original_id] = read_faces(self.work, crop.original_id)
-        _, points = self._faces[crop.original_id][crop.frame_idx, crop.face_idx]
+        face = self._faces[crop.original_id].get((crop.frame_idx, crop.face_idx))
+        if face is None:
+            raise DamagedFile(f"{self.work.boxes(crop.original_id)} lacks a face of {crop}")
+        _, points = face
         scale = max(picture.shape[:2]) / max(crop.x1 - crop.x0, crop.y1 - crop.y0)
         return scale * (points - (crop.x0, crop.y0))
 
@@ -252,21 +253,11 @@ def read_batches(data: Dataset, workers: int, **batches) -> Iterator[tuple[Tenso
         batches |= {"multiprocessing_context": "spawn", "worker_init_fn": _become_reader}
     pinned = torch.cuda.is_available()
     loader = DataLoader(data, num_workers=workers, collate_fn=collate, pin_memory=pinned, **batches)
-    with answer_signals(signal.SIG_IGN, signal.SIGINT):  # inherited: Ctrl-C is for who trains
+    with answer_signals(
+        signal.SIG_IGN, signal.SIGINT
+    ):  # workers inherit it from their first moment
         return iter(loader)
 
 
 def _become_reader(_: int) -> None:
     become_worker(1)
-
-
-@contextmanager
-def answer_signals(handler, *numbers: int) -> Iterator[None]:
-    """Let `handler` answer these signals meanwhile, in the main thread: no other one may."""
-    is_main = threading.current_thread() is threading.main_thread()
-    before = {number: signal.signal(number, handler) for number in numbers if is_main}
-    try:
-        yield
-    finally:
-        for number, old in before.items():
-            signal.signal(number, old)

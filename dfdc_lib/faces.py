@@ -18,8 +18,7 @@ from dfdc_lib.jobs import count_cores
 
 SMALLEST_FACE = 20  # pixels of a frame's shorter side, as in facenet-pytorch
 DETECT_AT_ONCE = 8  # frames per call: enough for two threads, in little memory
-
-PATIENCE = 10  # frames that a person may be unseen and keep the number
+PATIENCE = 10  # frames in a row that a person may be unseen in and keep the number
 
 
 class Faces(NamedTuple):
@@ -143,7 +142,9 @@ class _Person:
     face_idx: int
     box: np.ndarray  # (4,)
     seen_at: int
-    velocity: np.ndarray = field(default_factory=lambda: np.zeros(4))  # (4,) pixels a frame
+    velocity: np.ndarray = field(
+        default_factory=lambda: np.zeros(4)
+    )  # (4,) in the unit of boxes, per frame
 
     def see(self, box: np.ndarray, frame_idx: int) -> None:
         shift = (box[:2] + box[2:] - self.box[:2] - self.box[2:]) / 2

@@ -1,7 +1,6 @@
 """Boxes, margins, resizing and padding: the arithmetic between a video frame and a model's input.
 
-A box is (x0, y0, x1, y1) in pixels, x to the right, y down; x1 and y1 are exclusive. Pictures are
-(H, W, C) arrays.
+A box is (x0, y0, x1, y1) in pixels, y down, x1 and y1 exclusive; a picture is (H, W, C).
 """
 
 import cv2
@@ -14,12 +13,12 @@ Box = tuple[float, float, float, float]
 
 def detector_scale(width: int, height: int) -> float:
     """The factor by which a frame is resized before face detection. Source: the slides."""
-    wider = max(width, height)
-    if wider < 300:
+    longer = max(width, height)
+    if longer < 300:
         return 2.0
-    if wider <= 1000:
+    if longer <= 1000:
         return 1.0
-    return 0.5 if wider <= 1900 else 0.33
+    return 0.5 if longer <= 1900 else 0.33
 
 
 def add_margin(box: Box, margin: Margin, width: int, height: int) -> tuple[int, int, int, int]:
@@ -81,7 +80,7 @@ def pad_to_square(picture: np.ndarray, size: int) -> np.ndarray:
 def spread_indices(n_total: int, n_wanted: int) -> np.ndarray:
     """`n_wanted` frame numbers spread evenly from the first to the last of `n_total`, each once.
 
-    Rounded down, as upstream's code does. (Of a shorter video it wanted frames twice, and saw one.)
+    Rounded down, as upstream's code does. (It asks a shorter video for some frames twice.)
     """
     return np.unique(np.linspace(0, n_total - 1, min(n_total, n_wanted), dtype=int))
 

@@ -8,6 +8,7 @@ import sys
 import threading
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import FIRST_COMPLETED, CancelledError, wait
+from contextlib import contextmanager
 from importlib.util import find_spec
 from itertools import islice
 from multiprocessing import get_context, parent_process
@@ -63,10 +64,10 @@ def _in_processes(function: Callable, jobs: Jobs, workers: int, time_limit: floa
             return Lost("timeout", f"stopped because it took more than {time_limit:g} seconds")
 
     context, share = get_context("spawn"), max(count_cores() // workers, 1)
-    first = context.Process(target=count_cores)
+    first = context.Process(target=count_cores)  # can a process start here at all?
     first.start()
     first.join()
-    if first.exitcode:  # Pebble would restart its processes forever
+    if first.exitcode:  # no, and Pebble would restart its own forever
         guard = 'if a script calls this, then under `if __name__ == "__main__":`'
         raise OSError(f"a worker process died before its first job; {guard}")
     pool = ProcessPool(workers, initializer=become_worker, initargs=(share,), context=context)
@@ -133,7 +134,7 @@ def _guard_job(function: Callable, job: tuple, time_limit: float):
         why = f"a worker of the cluster has {threads} threads: one bad video would end the others"
         raise ValueError(f"{why}: start it with --nthreads 1, and with as many --nworkers as cores")
     use_cores(1)
-    # This works even where native code holds the interpreter.
+    # Unlike a signal handler, this works even while native code holds the interpreter.
     faulthandler.dump_traceback_later(time_limit, exit=True)
     try:
         return function(*job)
@@ -172,3 +173,15 @@ def become_worker(count: int) -> None:
         os._exit(1)
 
     threading.Thread(target=follow_parent, daemon=True).start()
+
+
+@contextmanager
+def answer_signals(handler, *numbers: int) -> Iterator[None]:
+    """Let `handler` answer these signals meanwhile, in the main thread: no other one may."""
+    is_main = threading.current_thread() is threading.main_thread()
+    before = {number: signal.signal(number, handler) for number in numbers if is_main}
+    try:
+        yield
+    finally:
+        for number, old in before.items():
+            signal.signal(number, old)

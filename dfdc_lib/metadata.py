@@ -54,7 +54,7 @@ def read_metadata(data: Path) -> pd.DataFrame:
 
 
 def read_part(data: Path, path: Path, with_original: bool = True) -> list[Row]:
-    """What a metadata file says of its videos. with_original: a fake must name its own."""
+    """What a metadata file says of its videos. with_original: a fake must name its original."""
     try:
         entries = read_json(path)
     except DamagedFile as error:
@@ -110,8 +110,8 @@ def assign_folds(table: pd.DataFrame, n_folds: int = 16) -> np.ndarray:
 def describe_folds(table: pd.DataFrame, folds: np.ndarray) -> str:
     """How many folds of what, in words, and how many originals are missing."""
     n_parts, n_folds = table.part.nunique(), len(set(folds.tolist()))
-    one = f"one part only, cut by original into {n_folds} folds"
-    text = f"{n_parts} parts in {n_folds} folds" if n_parts > 1 else one
+    text = "one part only, cut by original into" if n_parts == 1 else f"{n_parts} parts in"
+    text += f" {n_folds} folds"
     if n_parts < 50:
         text += " (the full set: 50 parts in 16 folds)"
     unlisted = set(table.original_id) - set(table.video_id)

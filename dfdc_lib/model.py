@@ -34,6 +34,8 @@ class ModelCard:
 
     def __post_init__(self):
         encoder_preset(self.encoder)
+        if not isinstance(self.trained_on, str):
+            raise ValueError(f"trained_on is a name, got {show(self.trained_on)}")
         if not isinstance(self.size, int) or not 1 <= self.size <= 4096:
             raise ValueError(f"size is a number of pixels, at most 4096, got {show(self.size)}")
         if self.procedure not in PROCEDURES:
@@ -53,7 +55,7 @@ class DeepfakeClassifier(nn.Module):
     """Upstream's network: encoder features, global average pool, one linear output.
 
     encoder: a name from `config.ENCODERS`, or timm's. pretrained: ImageNet's weights from a file,
-    a folder with <timm name>.safetensors, .pth or .bin, or timm's hub (True; random if it fails).
+    a folder with <timm name>.safetensors, .pth or .bin, or timm's hub (True; else random).
     """
 
     def __init__(self, encoder: str, pretrained: bool | Path | str = False):

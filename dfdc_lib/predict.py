@@ -181,7 +181,9 @@ def cut_video(path: Path, config: PredictConfig, cuts: Iterable[Cut]) -> Seen:
         status, reason = error.status, error.reason
     except MemoryError:
         status, reason = "out_of_memory", "memory does not hold it"
-    except (ValueError, RuntimeError, OSError, cv2.error) as error:  # the other videos must go on
+    except OSError as error:  # another run tries again
+        status, reason = "unreadable", str(error)
+    except (ValueError, RuntimeError, cv2.error) as error:  # the other videos must go on
         status, reason = "decode_error", f"{type(error).__name__}: {error}"
     return Seen(status, reason, n_frames, pd.DataFrame(rows, columns=FACE_COLUMNS), tuple(crops))
 

@@ -141,8 +141,9 @@ def crop_by_boxes(path: Path, frames: Iterable[dict], folder: Path) -> Outcome:
     for frame_idx, picture in read_frames(path, wanted, info):
         seen.add(frame_idx)
         cut_faces(picture, wanted[frame_idx], folder, problems)
-    problems["short"] = sorted(set(wanted) - seen)
-    problems["decode_error"] = [i for i in problems["short"] if i < info.n_frames]
+    absent = sorted(set(wanted) - seen)
+    problems["decode_error"] = [i for i in absent if i < info.n_frames]
+    problems["short"] = [i for i in absent if i >= info.n_frames]
     return describe("crop", len(os.listdir(folder)), problems, len(wanted))
 
 
@@ -170,7 +171,7 @@ def process_video(
     config: PreprocessConfig,
     video_id: str,
     original_id: str,
-    stages: Sequence[str],
+    stages: Sequence[str],  # of an original detect and crop, of a fake crop and masks
 ) -> list[Outcome]:
     """Take one video through some stages: a worker's job. A failure becomes a status.
 

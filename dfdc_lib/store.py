@@ -99,25 +99,20 @@ def write_json(path: Path, value) -> None:
 
 def write_csv(path: Path, table) -> None:
     """Write a pandas table without its index, whole or not at all."""
-    with appear_whole(path) as temporary:
-        table.to_csv(temporary, index=False)
+    write_text(path, table.to_csv(index=False))
 
 
 def read_json(path: Path):
     """Read a JSON file. Raises FileNotFoundError, or DamagedFile where it can't be used."""
-    path = Path(path)
-    if not path.exists():
-        raise FileNotFoundError(f"no such file: {path}")
+    path, size = Path(path), os.stat(path).st_size
     if not path.is_file():  # a pipe would block, a device never end
         raise DamagedFile(f"{path} is a folder, a pipe or a device, and not a file")
-    if (size := path.stat().st_size) > LARGEST_JSON:
+    if size > LARGEST_JSON:
         raise DamagedFile(f"{path} is too large for JSON: it has {size:,} bytes")
     try:
         return json.loads(path.read_text(encoding="utf-8"), object_pairs_hook=_refuse_repeats)
     except OSError as error:
-        raise DamagedFile(
-            f"{path} can't be read ({error.strerror}): check its permissions"
-        ) from error
+        raise DamagedFile(f"{path} can't be read ({error.strerror})") from error
     except (ValueError, RecursionError) as error:
         raise DamagedFile(f"{path} is not JSON that can be used: {error}") from error
 
@@ -138,7 +133,7 @@ def _read_record(path: Path, names: set[str], fix: str) -> dict:
 
 
 class Journal:
-    """A text file to which one process adds lines. One that a crash cut off is dropped."""
+    """A text file to which one process adds lines. A last line that a crash cut off is dropped."""
 
     def __init__(self, path: Path):
         self.path = Path(path)
@@ -150,10 +145,10 @@ class Journal:
         return self.path.read_text(encoding="utf-8").split("\n")[:-1]
 
     def append(self, lines: Iterable[str]) -> None:
-        """Add lines, each of which holds no line break, and hand them to the disk."""
+        """Add lines. None may hold a line break."""
         with open(self.path, "a+b") as file:
             file.seek(max(file.tell() - 1, 0))
-            if file.read(1) not in (b"\n", b""):
+            if file.read(1) not in (b"\n", b""):  # the last line was cut off: remove it
                 file.seek(0)
                 file.truncate(file.read().rfind(b"\n") + 1)
             file.write("".join(f"{line}\n" for line in lines).encode())
@@ -255,8 +250,8 @@ def read_png(path: Path, how: int = cv2.IMREAD_COLOR_RGB) -> np.ndarray:
     data = Path(path).read_bytes()
     head = re.match(rb"\x89PNG\r\n\x1a\n.{4}IHDR(.{8})", data, re.DOTALL)
     width, height = struct.unpack(">II", head[1]) if head else (0, 0)
-    # Some kilobytes can stand for a picture that fills the memory; and of a file that was cut off,
-    # decoders make a picture with a black rest.
+    # A tiny file can declare a picture that fills the memory; and decoders fill what a truncated
+    # one lacks with black.
     whole = 0 < width * height <= LARGEST_CROP and data.endswith(b"IEND\xaeB`\x82")
     picture = cv2.imdecode(np.frombuffer(data, np.uint8), how) if whole else None
     if picture is None:

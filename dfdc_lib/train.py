@@ -11,7 +11,7 @@ import importlib.metadata
 import os
 import signal
 from collections.abc import Callable, Iterator
-from contextlib import nullcontext
+from contextlib import nullcontext, suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -25,6 +25,7 @@ from dfdc_lib.aggregate import STRATEGIES, join_videos
 from dfdc_lib.augment import AUGMENTATIONS, valid_transforms
 from dfdc_lib.config import BLACKOUTS, Margin, TrainConfig
 from dfdc_lib.dataset import CropDataset, CropReader, PairDataset
+from dfdc_lib.jobs import answer_signals
 from dfdc_lib.metrics import log_loss
 from dfdc_lib.model import DeepfakeClassifier, ModelCard, read_weights, save_checkpoint, score
 from dfdc_lib.store import WorkFolder, hold, write_csv, write_json
@@ -77,8 +78,8 @@ def train(
     rows, held_out = dataset.split_fold(crops, config.fold)
     held_out = held_out[held_out.frame_idx % config.valid_every == 0]
     trainer = Trainer(work, config, name, pretrained, workers, save_every, keep_every)
-    asked: list[bool] = []  # to end, as soon as the step at hand has
-    heed = dataset.answer_signals(lambda *_: asked.append(True), signal.SIGINT, signal.SIGTERM)
+    asked: list[bool] = []  # grows with each signal: stop after this step
+    heed = answer_signals(lambda *_: asked.append(True), signal.SIGINT, signal.SIGTERM)
     with hold(trainer.folder / "metrics.csv") if trainer.rank == 0 else nullcontext(), heed:
         trainer.load(overwrite)
         trainer.fit(dataset.pair(rows) if config.paired else rows, held_out, asked, progress)
@@ -114,9 +115,9 @@ class Trainer:
             self.plain.encoder = convert_sync_batchnorm(self.plain.encoder)
         optimizer, self.scheduler = make_optimizer(self.plain, config)
         self.model, self.optimizer = self.accelerator.prepare(self.plain, optimizer)
-        self.parts = {"optimizer": self.optimizer, "scheduler": self.scheduler}  # with a state
+        self.stateful = {"optimizer": self.optimizer, "scheduler": self.scheduler}
         if self.accelerator.scaler:
-            self.parts["scaler"] = self.accelerator.scaler
+            self.stateful["scaler"] = self.accelerator.scaler
         self.reader = CropReader(self.work, config.input_size, config.paired and not self.workers)
         self.losses: list[float] = []  # of each step, over all processes
         self.broken = 0  # pictures that could not be read
@@ -143,7 +144,7 @@ class Trainer:
                     with accelerator.autocast():
                         logits = self.model(part)  # (n,)
                     part_loss = balanced_loss(logits, part_labels, config.smoothing, counts)
-                    accelerator.backward(self.world * part_loss)  # processes exchange means
+                    accelerator.backward(self.world * part_loss)  # processes average gradients
                 loss += part_loss.detach()
             accelerator.clip_grad_norm_(self.model.parameters(), 1.0)
             self.rate = self.scheduler.get_last_lr()[0]
@@ -151,17 +152,17 @@ class Trainer:
             if not accelerator.optimizer_step_was_skipped:  # fp16: the first steps look for a scale
                 self.scheduler.step()
 
-            told = torch.stack([loss, *loss.new_tensor([broken, len(asked)])])
-            value, n_broken, wishes = accelerator.reduce(told).tolist()
+            sums = torch.stack([loss, *loss.new_tensor([broken, len(asked)])])
+            value, n_broken, n_asked = accelerator.reduce(sums).tolist()  # over all processes
             self.losses.append(value)
             self.broken += round(n_broken)
             progress(self.step, config.steps, value)
             ends = self.step == config.steps or self.step % config.epoch_steps == 0
             if ends:
                 self.validate(held_out)
-            if ends or wishes or self.step % self.save_every == 0:
+            if ends or n_asked or self.step % self.save_every == 0:
                 self.save()
-            if wishes:  # of any process: all must stop at the same step
+            if n_asked:  # in any process: all must stop at the same step
                 break
 
     def load_batches(self, rows: pd.DataFrame) -> Iterator[tuple[Tensor, Tensor, int]]:
@@ -236,7 +237,7 @@ class Trainer:
     def save(self) -> None:
         """Write last.pt: all that is needed to go on."""
         if self.rank == 0:
-            training: dict = {name: part.state_dict() for name, part in self.parts.items()}
+            training: dict = {name: thing.state_dict() for name, thing in self.stateful.items()}
             history = {"losses": self.losses, "broken": self.broken, "epochs": self.epochs}
             training |= {"made_from": self.made_from, "history": history}
             save_checkpoint(self.folder / "last.pt", self.plain, training)
@@ -244,14 +245,16 @@ class Trainer:
     def load(self, overwrite: bool) -> None:
         """Go on from last.pt, if there is one of the same settings and data; else begin."""
         path = self.folder / "last.pt"
-        stored = read_weights(path) if path.exists() else {}
+        stored: dict = {}
+        with suppress(ValueError) if overwrite else nullcontext():  # a damaged one is replaced
+            stored = read_weights(path) if path.exists() else {}
         training = stored.get("training", {"made_from": {"settings": {}}})
         # A setting that did not exist then has its default.
         settings = asdict(TrainConfig()) | training["made_from"]["settings"]
         if training["made_from"] | {"settings": settings} == self.made_from:
             self.plain.load_state_dict(stored["state_dict"])
-            for name, part in self.parts.items():
-                part.load_state_dict(training[name])
+            for name, thing in self.stateful.items():
+                thing.load_state_dict(training[name])
             for name, value in training["history"].items():  # losses, broken, epochs
                 setattr(self, name, value)
         elif stored and not overwrite:
@@ -275,7 +278,7 @@ class Trainer:
     def finish(self, held_out: pd.DataFrame) -> Run:
         """Write the held-out crops with their scores, and hand everything over."""
         finished = self.step == self.config.steps
-        if finished and self.scored is None:  # it was taken up again
+        if finished and self.scored is None:  # it was finished before this call
             self.scored = self.score_rows(held_out)
         if finished and self.rank == 0:
             write_csv(self.folder / "held_out.csv", self.scored)

@@ -5,7 +5,7 @@ from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
-from itertools import count, islice, pairwise
+from itertools import islice, pairwise
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -46,7 +46,7 @@ class VideoInfo:
     n_frames: int  # that a player shows
     fps: float
     n_missing: int = 0  # frames that the header promises beyond these: a download that broke off
-    # of each packet that is shown: its frame_idx
+    # the frame_idx of each packet that is shown
     numbers: dict[object, int] = field(default_factory=dict, compare=False, repr=False)
     pixel_aspect: float = field(default=1.0, compare=False)  # width by height, as stored
     orientation: tuple[int, ...] = field(default=(1, 0, 0, 1), compare=False)  # as read
@@ -83,7 +83,9 @@ def open_container(path: Path) -> tuple[InputContainer, av.VideoStream]:
     stream.thread_count = 1  # worker processes must not fight for cores
     stream.codec_context.copy_opaque = True
     stream.codec_context.options = {"max_pixels": str(LARGEST_FRAME)}
-    stream.codec_context.flags |= Flags.unaligned  # else a crop at the left is left undone
+    stream.codec_context.flags |= (
+        Flags.unaligned
+    )  # else a stream that is cropped at its left is not
     return container, stream
 
 
@@ -103,6 +105,7 @@ def probe(path: Path) -> VideoInfo:
     size = stream.width, stream.height
     try:
         with container:
+            _require_size(path, *size)
             for packet in container.demux(stream):
                 if packet.size:
                     # VP8 says in the first byte whether a frame is shown; containers do not.
@@ -122,15 +125,17 @@ def probe(path: Path) -> VideoInfo:
         numbers = _number_by_decoding(path)
     info = VideoInfo(*size, len(numbers), float(rate or 0), n_missing, numbers, float(aspect or 1))
     if frame is not None:
-        size, info = (
-            (frame.width, frame.height),
-            replace(info, orientation=_read_orientation(frame)),
-        )
+        size = frame.width, frame.height
+        info = replace(info, orientation=_read_orientation(frame))
     width, height = _shown_size(*size, info)
+    _require_size(path, width, height)
+    return replace(info, width=width, height=height)
+
+
+def _require_size(path: Path, width: int, height: int) -> None:
     if width * height > LARGEST_FRAME:
         why = f"frames of {width} x {height}, more than 8K: scale the video down"
         raise VideoError("too_large", path, why)
-    return replace(info, width=width, height=height)
 
 
 def _count_missing(stream: av.VideoStream, packets: list[_Packet], is_avi: bool) -> int:
@@ -158,15 +163,15 @@ def _number_by_times(packets: Sequence[_Packet], reorders: bool) -> dict[object,
         return None
     shown = [i for i, packet in enumerate(packets) if packet.is_shown]
     shown.sort(key=times.__getitem__)
-    return dict(zip(shown, count()))
+    return {packet: frame_idx for frame_idx, packet in enumerate(shown)}
 
 
 def _number_by_decoding(path: Path) -> dict[object, int]:
-    """As the decoder puts the frames out; a broken one is counted where it failed."""
+    """Number packets in the order in which their frames are decoded, broken ones included."""
     container, stream = open_container(path)
     with container:
         order = [number for packet in _demux(container, stream) for number, _ in _decode(packet)]
-    return dict(zip(dict.fromkeys(order), count()))
+    return {packet: frame_idx for frame_idx, packet in enumerate(dict.fromkeys(order))}
 
 
 def iterate_frames(path: Path, indices: Iterable[int], info: VideoInfo | None = None) -> Frames:
@@ -253,7 +258,7 @@ def _picture(frame: av.VideoFrame, info: VideoInfo) -> np.ndarray:
     picture: np.ndarray = frame.to_ndarray(format="rgb24")
     a, b, c, d = info.orientation
     if not a:
-        picture, a, d = picture.swapaxes(0, 1), c, b
+        picture, a, d = picture.swapaxes(0, 1), c, b  # a quarter turn: rows become columns
     picture = picture[::d, ::a]
     size = _shown_size(frame.width, frame.height, info)
     if size != picture.shape[1::-1]:
@@ -262,7 +267,7 @@ def _picture(frame: av.VideoFrame, info: VideoInfo) -> np.ndarray:
 
 
 def read_frames(path: Path, wanted: Iterable[int], info: VideoInfo) -> Frames:
-    """As `iterate_frames`; a process that has several cores decodes while it works on a frame."""
+    """Like `iterate_frames`, but with several cores a thread decodes ahead of the caller."""
     frames = iterate_frames(path, wanted, info)
     return frames if count_cores() == 1 else run_ahead(frames, 4)
 

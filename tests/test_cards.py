@@ -14,7 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from dfdc_lib.config import DEMO_TRAINING, TrainConfig
-from dfdc_lib.dataset import read_folds
+from dfdc_lib.dataset import read_crops, read_folds
 from dfdc_lib.metadata import read_metadata
 from dfdc_lib.metrics import log_loss
 from dfdc_lib.ops import cards
@@ -61,7 +61,7 @@ def test_a_run_is_known_by_its_records(work_copy):
     known = runs[["as_slides", "self_blend", "processes", "trained_on"]].T.to_dict("list")
     assert known == {"b5_0": [True, 0, 4, "mine"], "old": [False, 0, 4, "sample"]}
     pd.read_csv(held_out).assign(video_id="null").to_csv(held_out, index=False)
-    assert set(cards.read_held_out(work_copy, "b5_0").video_id) == {"null"}
+    assert set(read_crops(work_copy.run("b5_0") / "held_out.csv").video_id) == {"null"}
 
 
 def test_only_the_slides_settings_are_theirs():

@@ -12,7 +12,7 @@ from dfdc_lib import config
 from dfdc_lib.config import DEMO_TRAINING, PredictConfig, PreprocessConfig, TrainConfig
 from dfdc_lib.metadata import read_metadata
 from dfdc_lib.model import DeepfakeClassifier, save_checkpoint
-from dfdc_lib.ops.cli import main, read_command
+from dfdc_lib.ops.cli import main, name_pages, read_command
 
 CONFIGS = {"preprocess": PreprocessConfig, "train": TrainConfig, "predict": PredictConfig}
 
@@ -156,3 +156,11 @@ def test_doctor_tells_good_from_bad(small_sample, work_copy, tmp_path, capsys):
     printed = capsys.readouterr().out
     assert "BAD data" in printed
     assert "BAD folds" in printed
+
+
+def test_no_two_videos_share_a_page_and_a_disk_takes_its_name():
+    names = ["b.mp4", "x/c.mp4", "y/c.mp4", "x__c.mp4", "é" * 100 + ".mp4"]
+    pages = name_pages({Path(name): name for name in names})
+    assert len(set(pages.values())) == len(names)
+    assert pages[Path("b.mp4")] == "b.mp4.html"
+    assert all(len(page.encode()) < 200 and "/" not in page for page in pages.values())

@@ -141,6 +141,8 @@ def test_results_never_take_the_place_of_other_files(name, tmp_path):
     for each in ("s.csv", "status.csv", "predictions.parquet"):  # as an earlier call left them
         (tmp_path / each).touch()
     submission.check_results(tmp_path / "s.csv")
+    with pytest.raises(ValueError, match="holds the labels"):
+        submission.check_results(tmp_path / "s.csv", tmp_path / "s.csv")
     with pytest.raises(ValueError, match="name of another result"):
         submission.check_results(tmp_path / "new" / "status.csv")
 

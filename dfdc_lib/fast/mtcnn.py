@@ -16,6 +16,8 @@ import cv2
 import numba
 import numpy as np
 import torch
+from facenet_pytorch.models import mtcnn as peer_networks
+from facenet_pytorch.models.utils import detect_face as peer
 from torch import Tensor, nn
 from torchvision.ops import batched_nms
 
@@ -86,9 +88,7 @@ class Cascade:
 
 def load_network(name: str) -> nn.Module:
     """Load facenet-pytorch's "PNet", "RNet" or "ONet" with the weights in its wheel."""
-    from facenet_pytorch.models import mtcnn
-
-    return getattr(mtcnn, name)().eval()
+    return getattr(peer_networks, name)().eval()
 
 
 @cache
@@ -111,8 +111,6 @@ def pyramid_scales(height: int, width: int) -> list[float]:
 
 def propose(table: "SumTable", pnet, threshold: float) -> Windows:
     """Run P-Net at every place of every level; drop overlaps, by level and then over all."""
-    from facenet_pytorch.models.utils import detect_face as peer
-
     found, scales = [], pyramid_scales(table.height, table.width)
     for level, scale in enumerate(scales):
         offsets, probs = pnet(table.shrink(scale))
@@ -128,8 +126,6 @@ def propose(table: "SumTable", pnet, threshold: float) -> Windows:
 
 def refine(table: "SumTable", rnet, windows: Windows, threshold: float) -> Windows:
     """Run R-Net on 24 x 24 pixels of each window."""
-    from facenet_pytorch.models.utils import detect_face as peer
-
     windows, _ = look_closer(table, rnet, windows, SIDES["RNet"], threshold)
     windows = windows.suppress(windows.frame, 0.7)
     return windows._replace(boxes=peer.rerec(peer.bbreg(windows.boxes, windows.offsets)))
@@ -137,8 +133,6 @@ def refine(table: "SumTable", rnet, windows: Windows, threshold: float) -> Windo
 
 def conclude(table: "SumTable", onet, windows: Windows, threshold: float) -> list[Faces]:
     """Run O-Net on 48 x 48 pixels of each window: the faces of each frame."""
-    from facenet_pytorch.models.utils import detect_face as peer
-
     windows, (points,) = look_closer(table, onet, windows, SIDES["ONet"], threshold)
     corner = windows.boxes[:, None, :2]
     sides = windows.boxes[:, None, 2:] - corner + 1

@@ -62,17 +62,12 @@ def follows_slides(config: TrainConfig) -> bool:
     return config == replace(TrainConfig(), **free) and config.augmentation in ("slides", "hard")
 
 
-def read_held_out(work: WorkFolder, run: str) -> pd.DataFrame:
-    """A finished run's held-out crops: the columns of folds.csv, and p_fake."""
-    return read_crops(work.run(run) / "held_out.csv")
-
-
 def measure_run(work: WorkFolder, run: str) -> pd.DataFrame:
     """Log loss and AUC of a run over its held-out videos: one row a strategy and metric.
 
     Columns: strategy, metric, value, low, high (95 %, bootstrap over originals), videos.
     """
-    crops, lines = read_held_out(work, run), []
+    crops, lines = read_crops(work.run(run) / "held_out.csv"), []
     for strategy in ("mean", "confident"):
         videos = score_videos(crops, strategy)
         given = (videos.label.to_numpy(), videos.p_fake.to_numpy())

@@ -21,7 +21,7 @@ from tyro.conf import FlagCreatePairsOff, OmitArgPrefixes, Positional, arg
 from tyro.constructors import ConstructorRegistry, PrimitiveConstructorSpec
 
 from dfdc_lib import config
-from dfdc_lib.jobs import TIME_LIMIT, count_cores
+from dfdc_lib.jobs import TIME_LIMIT, answer_signals, count_cores
 from dfdc_lib.progress import progress_bar
 
 GOES_ON = "what is done is kept, and the same command goes on from there"
@@ -82,7 +82,7 @@ class Preprocess:
         except OSError as error:  # data are often read-only
             fix = f"({error.strerror}): name another folder with --work"
             raise OSError(f"can't write to {work.root} {fix}") from error
-        stages = self.stages.split(",")
+        stages = [stage.strip() for stage in self.stages.split(",")]
         amount = (self.workers, self.originals, self.folds, stages, self.scheduler, self.time_limit)
         progress = progress_bar("videos")
         done = preprocess(self.data, work, self.recipe, *amount, self.overwrite, progress)
@@ -157,20 +157,19 @@ class Predict:
         if labels:
             submission.match_labels(videos, labels)
         if self.out:
-            submission.check_results(self.out)
+            submission.check_results(self.out, self.labels)
         models = load_models(self.checkpoint, self.settings)
         if any(scorer.model.card.trained_on == "sample" for scorer in models.values()):
             print(f"warning: {REHEARSAL_WARNING}", file=sys.stderr)
         workers = min(len(videos) - 1, 1) if self.workers is None else self.workers
         where = (self.out, workers, self.scheduler, self.time_limit)
-        names, verdicts = submission.name_videos(videos), {}
+        pages, verdicts = name_pages(submission.name_videos(videos)), {}
         for verdict in submission.score_files(videos, models, self.settings, *where):
             verdicts[verdict.video] = verdict
             place = f"{len(verdicts)}/{len(videos)} " if len(videos) > 1 else ""
             print(f"{place}{submission.describe_verdict(verdict)}", flush=True)
             if self.report:
-                name = names[verdict.video].replace(os.sep, "__")
-                add_page(verdict, models, self.report / f"{name}.html")
+                add_page(verdict, models, self.report / pages[verdict.video])
         in_order = [verdicts[video] for video in videos]
         if self.out:
             submission.write_results(in_order, self.out, self.fallback)
@@ -178,6 +177,16 @@ class Predict:
             print(f"wrote {self.out}, with {beside} beside it")
         print(submission.describe_scores(in_order, labels, self.fallback))
         return 0 if all(verdict.p_fake is not None for verdict in in_order) else 1
+
+
+def name_pages(names: dict[Path, str]) -> dict[Path, str]:
+    """Name the page about each video as a disk takes it, and no two alike."""
+    pages: dict[Path, str] = {}
+    for number, (video, name) in enumerate(names.items()):
+        plain = f"{name.replace(os.sep, '__')}.html"
+        fits = len(plain.encode()) <= 150 and plain not in pages.values()
+        pages[video] = plain if fits else f"{plain[:60]}_{number}.html"
+    return pages
 
 
 def add_page(verdict, models: dict, path: Path) -> None:
@@ -272,8 +281,8 @@ def main(argv: list[str] | None = None) -> int:
     """Run one command; return its exit code. An error that the user can fix is one line."""
     try:
         command = read_command(sys.argv[1:] if argv is None else argv)
-        signal.signal(signal.SIGTERM, signal.default_int_handler)  # as clusters end their jobs
-        return command()
+        with answer_signals(signal.default_int_handler, signal.SIGTERM):  # so clusters end jobs
+            return command()
     except (OSError, ValueError) as error:
         print(f"dfdc: {error}", file=sys.stderr)
         return 2

@@ -22,9 +22,8 @@ def estimate_run(
 ) -> pd.DataFrame:
     """What preprocessing a data set will take, from a few originals and their fakes that are here.
 
-    They go through all stages in this process, on as many cores as one of `workers` has, into a
-    folder that is removed. One row: videos, in all; measured, of them; hours, by all workers, if
-    each is as fast; gb and files, on disk. Raises ValueError where there is nothing to measure.
+    They go through all stages here, on one worker's share of the cores. One row: videos, measured
+    of them, hours of all workers, gb and files on disk. Raises ValueError where none can be read.
     """
     n_videos, before = len(read_metadata(data)), count_cores()
     use_cores(max(before // max(workers, 1), 1))

@@ -1,7 +1,4 @@
-"""A page about one video: its score, each person's over time, the most suspicious faces.
-
-It is a single HTML file that needs no network and runs no script.
-"""
+"""A page about one video, as a single HTML file that needs no network and runs no script."""
 
 import base64
 import io
@@ -39,14 +36,15 @@ def write_page(verdict: Verdict, models: dict[str, Scorer], out: Path) -> Path:
     cards = {name: scorer.model.card for name, scorer in models.items()}
     is_rehearsal = any(card.trained_on == "sample" for card in cards.values())
     values: dict = {"verdict": verdict, "cards": cards, "credit": credit(verdict.video)}
-    values["warning"] = REHEARSAL_WARNING if is_rehearsal else ""
+    values |= {"warning": REHEARSAL_WARNING if is_rehearsal else "", "suspects": ""}
     if verdict.p_fake is not None:
         rates = (0.5, 0.1, 0.01, 0.001)
         values["base_rates"] = {rate: at_base_rate(verdict.p_fake, rate) for rate in rates}
         values["timeline"] = embed(plot_people(verdict.faces))
         crops, maps, titles = explain_suspects(verdict, models, 4)
         titles += [""] * len(maps)
-        values["suspects"] = embed(show_pictures([*crops, *maps], titles, columns=len(crops)))
+        if crops:  # else no frame can be read again
+            values["suspects"] = embed(show_pictures([*crops, *maps], titles, columns=len(crops)))
     return write_text(out, TEMPLATES.get_template("page.html").render(values))
 
 

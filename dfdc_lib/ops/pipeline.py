@@ -313,8 +313,9 @@ def write_folds(work: WorkFolder, table: pd.DataFrame, n_folds: int, status: Sta
     table = table.assign(fold=assign_folds(table, n_folds))
     if (table.groupby("original_id").fold.nunique() > 1).any():
         raise ValueError("a leak: an original and its fakes are in different folds")
-    used = table[[bool(status.count(video_id, "crop")) for video_id in table.video_id]]
-    read_family = lru_cache(2000)(partial(read_places, work))  # a part of DFDC has 400 originals
+    counts = [status.count(video_id, "crop") or 0 for video_id in table.video_id]
+    used = table[np.array(counts, int) > 0]
+    read_family = lru_cache(500)(partial(read_places, work))  # a part of DFDC has 400 originals
     n_crops = 0
     with appear_whole(work.folds) as temporary, open(temporary, "w", encoding="utf-8") as file:
         writer = csv.writer(file, lineterminator="\n")

@@ -181,10 +181,12 @@ def name_videos(paths: Sequence[Path]) -> dict[Path, str]:
     return {path: printable(path.name if counts[path.name] == 1 else path) for path in paths}
 
 
-def check_results(out: Path) -> None:
+def check_results(out: Path, labels: Path | None = None) -> None:
     """Raise ValueError where results would replace files that are not results."""
     if out.name in (STATUS, PREDICTIONS):
         raise ValueError(f"{out.name} is the name of another result: name the submission otherwise")
+    if labels and out.resolve() == labels.resolve():
+        raise ValueError(f"{out} holds the labels: name the submission otherwise")
     files = (out, out.parent / STATUS, out.parent / PREDICTIONS)
     there = [path for path in files if path.exists()]
     if 0 < len(there) < len(files) and not journal_of(out).exists():  # else a stopped call's
@@ -290,18 +292,15 @@ def describe_scores(
     verdicts: Sequence[Verdict], labels: dict[str, int], fallback: float | None
 ) -> str:
     """Tell how many videos have a score, what it means, and how good the scores are."""
-    count = sum(verdict.p_fake is not None for verdict in verdicts)
+    count, total = sum(verdict.p_fake is not None for verdict in verdicts), len(verdicts)
     others = "" if fallback is None else f"; the others count as {fallback} in the submission"
-    coverage = f"coverage {count / len(verdicts):.0%}"
-    lines = [
-        f"{count} of {len(verdicts)} videos have a score ({coverage}){others}",
-        "a score is no proof: where one video in a hundred is fake, a calibrated 0.9 means 8%",
-    ]
+    lines = [f"{count} of {total} videos have a score (coverage {count / total:.0%}){others}"]
+    told = "where one video in a hundred is fake, a calibrated 0.9 means 8%"
+    lines.append(f"a score is no proof: {told}")
     if labels:
         instead = 0.5 if fallback is None else fallback
         found = measure_verdicts(verdicts, labels, instead)
-        told = "log loss {log_loss_scored:.3f} over the scored, {log_loss_all:.3f} over all"
-        told = told.format(**found)
-        lines.append(f"{told}, where a video without a score counts as {instead}")
-        lines.append(f"{len(verdicts)} of {len(labels)} videos with a label were given")
+        losses = "log loss {log_loss_scored:.3f} over the scored, {log_loss_all:.3f} over all"
+        lines.append(f"{losses.format(**found)}, where a video without a score counts as {instead}")
+        lines.append(f"{total} of {len(labels)} videos with a label were given")
     return "\n".join(lines)

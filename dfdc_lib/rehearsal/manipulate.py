@@ -30,12 +30,6 @@ from dfdc_lib.rehearsal.forensics import recompress
 REGIONS = {"face": (0.55, 1.05, 1.30), "mouth": (1.0, 0.72, 0.50), "eyes": (0.0, 1.05, 0.45)}
 
 
-def boundary_map(mask: np.ndarray) -> np.ndarray:
-    """The seam (Face X-ray, arXiv 1912.13458): 4 M (1 - M), (H, W) float32, of M = mask / 255."""
-    share = mask.astype(np.float32) / 255
-    return 4 * share * (1 - share)
-
-
 def region_mask(
     landmarks: np.ndarray, height: int, width: int, region: str = "face", feather: float = 0.3
 ) -> np.ndarray:
