@@ -6,6 +6,7 @@ from typing import Literal, get_args
 # Upstream's thresholds for MTCNN's three networks.
 TRAIN_THRESHOLDS = (0.85, 0.95, 0.95)  # strict: only good crops
 INFERENCE_THRESHOLDS = (0.7, 0.8, 0.8)  # lenient: every face counts
+SMALLEST_FACE = 20  # pixels of a frame's shorter side, as in facenet-pytorch
 
 
 def _require(holds: bool, message: str) -> None:

@@ -12,11 +12,10 @@ import numpy as np
 from PIL import Image
 from scipy.optimize import linear_sum_assignment
 
-from dfdc_lib.config import TRAIN_THRESHOLDS
+from dfdc_lib.config import SMALLEST_FACE, TRAIN_THRESHOLDS
 from dfdc_lib.geometry import detector_scale
 from dfdc_lib.jobs import count_cores
 
-SMALLEST_FACE = 20  # pixels of a frame's shorter side, as in facenet-pytorch
 DETECT_AT_ONCE = 8  # frames per call: enough for two threads, in little memory
 PATIENCE = 10  # frames in a row that a person may be unseen in and keep the number
 
@@ -69,7 +68,8 @@ class FaceDetector:
         for shape, equal in groupby(frames, np.shape):
             several = list(equal)
             large = min(shape[:2]) >= SMALLEST_FACE
-            found += self._cascade.detect(several) if large else [NOBODY] * len(several)
+            some = self._cascade.detect(several) if large else [NOBODY] * len(several)
+            found += [Faces(*faces) for faces in some]
         return found
 
     def detect_resized(
@@ -96,11 +96,11 @@ class _PlainCascade:
         chosen = {"keep_all": True, "select_largest": False}
         self._mtcnn = MTCNN(thresholds=list(thresholds), device=device, **chosen)
 
-    def detect(self, frames: Sequence[np.ndarray]) -> Iterator[Faces]:
+    def detect(self, frames: Sequence[np.ndarray]) -> Iterator[tuple[np.ndarray, ...]]:
         for frame in frames:
             boxes, *more = self._mtcnn.detect(frame, landmarks=True)
             found = NOBODY if boxes is None else [boxes, *more]
-            yield Faces(*(values.astype(np.float32) for values in found))
+            yield tuple(values.astype(np.float32) for values in found)
 
 
 @cache

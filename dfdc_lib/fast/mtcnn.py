@@ -21,7 +21,7 @@ from facenet_pytorch.models.utils import detect_face as peer
 from torch import Tensor, nn
 from torchvision.ops import batched_nms
 
-from dfdc_lib.faces import SMALLEST_FACE, Faces
+from dfdc_lib.config import SMALLEST_FACE
 from dfdc_lib.fast.scorers import Request, choose_backend, compile_network
 
 FACTOR = 0.709  # from level to level; facenet-pytorch's, as are the overlaps below
@@ -29,6 +29,7 @@ SIDES = {"PNet": 12, "RNet": 24, "ONet": 48}  # pixels of each network's window
 CHUNK = {"cpu": 4, "cuda": 32}  # frames at once; on a CPU what fits its cache (measured)
 BATCH = {"cpu": 64, "cuda": 2048}  # windows at once for R- and O-Net, at most
 ROUND = 8  # … and a multiple of this, so that what was prepared for one shape serves again
+Found = tuple[np.ndarray, np.ndarray, np.ndarray]  # boxes, scores, landmarks, as in faces.Faces
 
 
 class Windows(NamedTuple):
@@ -64,7 +65,7 @@ class Cascade:
             return Request(_compile(name, self.threads))
         return load_network(name).to(self.device, memory_format=torch.channels_last)
 
-    def detect(self, frames: Sequence[np.ndarray]) -> list[Faces]:
+    def detect(self, frames: Sequence[np.ndarray]) -> list[Found]:
         """Find faces in equal frames (H, W, 3) uint8 RGB of SMALLEST_FACE pixels or more a side."""
         chunks = [frames[i : i + self.chunk] for i in range(0, len(frames), self.chunk)]
         if self.threads == 1 or len(chunks) == 1:
@@ -73,7 +74,7 @@ class Cascade:
             return [faces for found in pool.map(self._detect_chunk, chunks) for faces in found]
 
     @torch.inference_mode()
-    def _detect_chunk(self, frames: Sequence[np.ndarray]) -> list[Faces]:
+    def _detect_chunk(self, frames: Sequence[np.ndarray]) -> list[Found]:
         networks = pnet, rnet, onet = self._idle.get()
         on_gpu = self.device.type == "cuda"
         try:
@@ -131,7 +132,7 @@ def refine(table: "SumTable", rnet, windows: Windows, threshold: float) -> Windo
     return windows._replace(boxes=peer.rerec(peer.bbreg(windows.boxes, windows.offsets)))
 
 
-def conclude(table: "SumTable", onet, windows: Windows, threshold: float) -> list[Faces]:
+def conclude(table: "SumTable", onet, windows: Windows, threshold: float) -> list[Found]:
     """Run O-Net on 48 x 48 pixels of each window: the faces of each frame."""
     windows, (points,) = look_closer(table, onet, windows, SIDES["ONet"], threshold)
     corner = windows.boxes[:, None, :2]
@@ -144,7 +145,7 @@ def conclude(table: "SumTable", onet, windows: Windows, threshold: float) -> lis
         faces = np.flatnonzero(frame == number)
         if len(faces):
             faces = faces[peer.nms_numpy(boxes[faces], scores[faces], 0.7, "Min")]
-        found.append(Faces(boxes[faces], scores[faces], landmarks[faces]))
+        found.append((boxes[faces], scores[faces], landmarks[faces]))
     return found
 
 
