@@ -1,9 +1,9 @@
 """Measure against named peers, write the tables and draw the plot that the site shows.
 
-    python -m benchmarks all                   all but train_step and scale (15 minutes, two cores)
+    python -m benchmarks all                   all but train_step and scale (20 minutes, two cores)
     python -m benchmarks detect preprocess …   some: detect, preprocess, predict, growth, …
     python -m benchmarks scale                 the bookkeeping of all 119,154 videos, simulated
-                                               (20 minutes, 3 GB of disk, 7 million names in it)
+                                               (15 minutes, 3 GB of disk, 7 million names in it)
 
 Each ratio comes from one run in which the rivals take turns. Run it on a machine with nothing else
 to do.
@@ -116,7 +116,7 @@ def draw_ratios(axis: Axes) -> None:
     axis.set(xscale="log", xlabel="times as fast as the peer (dotted: as fast)")
     axis.set_xticks([1, 2, 5, 10, 20, 40], ["1", "2", "5", "10", "20", "40"])
     axis.minorticks_off()
-    axis.legend(frameon=False, loc="lower right", fontsize=9)
+    axis.legend(frameon=False, loc="upper right", fontsize=9)
 
 
 def draw_growth(axis: Axes) -> None:
