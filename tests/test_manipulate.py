@@ -72,12 +72,12 @@ def test_a_face_outside_the_picture_changes_nothing(away):
 
 
 def test_displace_moves_landmarks_with_the_picture():
-    picture = np.zeros((200, 200, 3), np.uint8)
-    picture[98:103, 98:103] = 255
+    picture = np.pad(np.full((5, 5, 3), 255, np.uint8), ((98, 97), (98, 97), (0, 0)))
     after, moved = m.displace(picture, np.array([[100.0, 100]]), (100, 100), 60, (8, -5))
     y, x = np.nonzero(after[..., 0] > 100)
     assert moved[0] == pytest.approx((108, 95))
     assert (x.mean(), y.mean()) == pytest.approx((108, 95), abs=1.5)
+    assert np.array_equal(m.displace(picture, moved, (900, -400), 60, (8, -5))[0], picture)
 
 
 @pytest.mark.parametrize("scale", [0.25, 1.0])

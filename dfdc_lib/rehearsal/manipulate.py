@@ -103,9 +103,9 @@ def displace(
     picture: np.ndarray, landmarks: np.ndarray, centre, radius: float, shift
 ) -> tuple[np.ndarray, np.ndarray]:
     """Push (picture, landmarks) by `shift` (dx, dy) at `centre`, fading to nothing at `radius`."""
-    height, width = picture.shape[:2]
-    x0, y0 = (max(int(c - radius), 0) for c in centre)
-    x1, y1 = min(int(centre[0] + radius) + 1, width), min(int(centre[1] + radius) + 1, height)
+    centre, last = np.asarray(centre), np.array(picture.shape[1::-1]) - 1
+    x0, y0 = np.clip(centre - radius, 0, last).astype(int)
+    x1, y1 = np.clip(centre + radius, 0, last).astype(int) + 1
     y, x = np.mgrid[y0:y1, x0:x1].astype(np.float32)
 
     def strength(px, py):
