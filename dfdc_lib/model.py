@@ -133,7 +133,7 @@ def read_weights(path: Path) -> dict:
             warnings.simplefilter("ignore")
             stored = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # a stranger's file can make torch raise anything
-        raise ValueError(f"{path} is not a checkpoint that can be read safely: {error}") from error
+        raise ValueError(f"{path} is no checkpoint that can be read safely: {error!r}") from error
     if not isinstance(stored, dict):
         raise ValueError(f"{path} is not a checkpoint: it holds a {type(stored).__name__}")
     return stored

@@ -255,6 +255,6 @@ def read_png(path: Path, how: int = cv2.IMREAD_COLOR_RGB) -> np.ndarray:
     whole = 0 < width * height <= LARGEST_CROP and data.endswith(b"IEND\xaeB`\x82")
     picture = cv2.imdecode(np.frombuffer(data, np.uint8), how) if whole else None
     if picture is None:
-        fix = "`dfdc doctor --work WORK --strike` lets it be made again"
+        fix = "`dfdc doctor --work WORK --pictures --strike` lets it be made again"
         raise DamagedFile(f"not a readable picture: {path}; {fix}")
     return picture

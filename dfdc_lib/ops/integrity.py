@@ -13,7 +13,7 @@ from dfdc_lib.store import DamagedFile, WorkFolder, hold, list_faces, read_png
 KINDS = {"detect": "boxes", "crop": "crops", "masks": "masks"}  # stage → folder of what it makes
 SHOWN = 3  # names of what is wrong, of each kind
 AGAIN = "run `dfdc preprocess` again"
-STRIKE = f"strike them out with `dfdc doctor --strike`, then {AGAIN}"
+STRIKE = f"strike them out with `dfdc doctor --work … --pictures --strike`, then {AGAIN}"
 
 
 class Fault(NamedTuple):
