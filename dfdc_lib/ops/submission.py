@@ -21,7 +21,7 @@ import pandas as pd
 from dfdc_lib.config import PredictConfig
 from dfdc_lib.jobs import TIME_LIMIT, Lost, run_jobs
 from dfdc_lib.metadata import MetadataError, find_parts, read_part
-from dfdc_lib.metrics import log_loss
+from dfdc_lib.metrics import at_base_rate, log_loss
 from dfdc_lib.predict import (
     NO_FACES,
     Cut,
@@ -295,7 +295,7 @@ def describe_scores(
     count, total = sum(verdict.p_fake is not None for verdict in verdicts), len(verdicts)
     others = "" if fallback is None else f"; the others count as {fallback} in the submission"
     lines = [f"{count} of {total} videos have a score (coverage {count / total:.0%}){others}"]
-    told = "where one video in a hundred is fake, a calibrated 0.9 means 8%"
+    told = f"where 1 % of videos are fake, a calibrated 0.9 means {at_base_rate(0.9, 0.01):.0%}"
     lines.append(f"a score is no proof: {told}")
     if labels:
         instead = 0.5 if fallback is None else fallback
