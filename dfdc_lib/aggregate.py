@@ -1,4 +1,4 @@
-"""Join p_fake (n,), n > 0, of a video's faces into one float. Notebook 08 compares strategies."""
+"""Join p_fake (n,), n > 0, of a video's faces into one float. Notebook 09 compares strategies."""
 
 from collections.abc import Callable
 from math import ceil

@@ -1,4 +1,4 @@
-"""Do to pictures what the test set may have done, as albumentations 1.0.0 did. See notebook 05.
+"""Do to pictures what the test set may have done, as albumentations 1.0.0 did. See notebook 06.
 
 A pipeline turns a crop (H, W, 3) uint8 RGB of any size into a float32 tensor (3, size, size),
 normalised for ImageNet. A second picture, `fake`, is augmented alike, and a `mask` (H, W) uint8

@@ -5,7 +5,7 @@
 
 The models are those of experiments/seeds.py; each video is scored by those that never saw its fold.
 One line a face, p_fake of each model in a column: seed_0 … seed_7, and longer_0 … longer_3 which
-were trained four times as long. Notebooks 08 and 09 show the table.
+were trained four times as long. Notebooks 09 and 10 show the table.
 """
 
 import argparse

@@ -4,7 +4,7 @@ minutes).
     python -m experiments.margins
 
 The real faces of a sample on which nothing was tuned, cut with a margin of 100 %. Each is made a
-fake four times, once by each family of notebook 10, at a strength drawn at random; the face and its
+fake four times, once by each family of notebook 11, at a strength drawn at random; the face and its
 fakes then pass through one JPEG of the same quality. From these pictures the crops of every margin
 are cut: the fakes are the same, only the view differs.
 

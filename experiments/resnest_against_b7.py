@@ -31,7 +31,7 @@ from dfdc_lib.store import WorkFolder, write_json
 from dfdc_lib.train import Run, score_videos, train
 
 TABLE = Path(__file__).with_suffix(".csv")
-ARMS = {  # name → encoder, input size; notebook 07 counts what is equal
+ARMS = {  # name → encoder, input size; notebook 08 counts what is equal
     "B7": ("b7", 380),
     "equal compute": ("resnest50", 380),
     "equal size": ("resnest200", 380),

@@ -1,4 +1,4 @@
-"""Notebook 11: verdicts follow from evidence, whatever the work folder holds."""
+"""Notebook 14: verdicts follow from evidence, whatever the work folder holds."""
 
 import importlib
 from pathlib import Path
@@ -11,8 +11,8 @@ from test_cards import add_run
 from dfdc_lib.config import TrainConfig
 from dfdc_lib.store import WorkFolder, write_json
 
-NOTEBOOK = Path(__file__).resolve().parent.parent / "notebooks" / "11_reproduction_report.ipynb"
-STATEMENTS = pd.read_csv(NOTEBOOK.parent / "11_statements.csv").set_index("topic")
+NOTEBOOK = Path(__file__).resolve().parent.parent / "notebooks" / "14_reproduction_report.ipynb"
+STATEMENTS = pd.read_csv(NOTEBOOK.parent / "14_statements.csv").set_index("topic")
 
 
 def test_what_the_statements_name_exists():
@@ -65,5 +65,5 @@ def test_own_runs_speak_as_far_as_their_data_reach(small_sample, work_copy, tmp_
 
 @pytest.mark.slow
 def test_an_empty_work_folder_names_the_notebook_to_run(small_sample, tmp_path):
-    with pytest.raises(papermill.PapermillExecutionError, match="run 04_ssim_masks first"):
+    with pytest.raises(papermill.PapermillExecutionError, match="run 05_ssim_masks first"):
         write_report(small_sample, WorkFolder(tmp_path / "empty"), tmp_path)

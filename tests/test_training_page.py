@@ -1,4 +1,4 @@
-"""Notebooks 06 and 07 and the runs on the disk: what is trained, and what is only read."""
+"""Notebooks 07 and 08 and the runs on the disk: what is trained, and what is only read."""
 
 import re
 from collections import defaultdict
@@ -27,7 +27,7 @@ def code_of(name: str) -> dict[int, list[str]]:
 
 @pytest.fixture
 def train_page(work_copy):
-    """Runs what trains in notebook 06; `train` only notes how it was called."""
+    """Runs what trains in notebook 07; `train` only notes how it was called."""
     called = []
 
     def train(work, config, name, **options) -> SimpleNamespace:
@@ -36,7 +36,7 @@ def train_page(work_copy):
         return SimpleNamespace(metrics=None, losses=None)
 
     def run(**parameters) -> list[SimpleNamespace]:
-        code, names = code_of("06_training"), {}
+        code, names = code_of("07_training"), {}
         *imports, given, derived = code[0]
         for source in (*imports, given):
             exec(source, names)
@@ -78,7 +78,7 @@ def test_an_encoder_is_known_by_the_runs_record(work_copy):
     for run, config in (("b7_of_old", TrainConfig(encoder="b5")), ("my_own", DEMO_TRAINING)):
         folder = add_run(work_copy, run, config, "mine", 0)
         pd.DataFrame({"valid_video_mean": [0.7, 0.25]}).to_csv(folder / "metrics.csv", index=False)
-    code, names = code_of("07_encoder_comparison"), {"work": work_copy, "names": ["b5", "b7"]}
+    code, names = code_of("08_encoder_comparison"), {"work": work_copy, "names": ["b5", "b7"]}
     *imports, _, _ = code[0]
     for source in (*imports, code[2][-1].replace("pd.DataFrame(rows", "table = pd.DataFrame(rows")):
         exec(source, names)

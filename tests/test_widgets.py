@@ -21,7 +21,7 @@ pytestmark = pytest.mark.slow
 
 @pytest.fixture(scope="module")
 def course(small_sample, small_work, tmp_path_factory) -> Path:
-    """A folder with notebooks 08 and 12, set to the small sample and an untrained checkpoint."""
+    """A folder with notebooks 09 and 15, set to the small sample and an untrained checkpoint."""
     folder = tmp_path_factory.mktemp("course")
     torch.manual_seed(0)
     checkpoint = small_work.run("widgets") / "last.pt"
@@ -31,8 +31,8 @@ def course(small_sample, small_work, tmp_path_factory) -> Path:
     shutil.copytree(ROOT / "experiments", folder / "experiments")
     common = {"DATA": str(small_sample), "WORK": str(small_work.root), "INTERACTIVE": True}
     own = {
-        "08_aggregation_strategies": {"RUN": "widgets", "FRAMES": 2, "VIDEOS": 2},
-        "12_your_own_video": {"CHECKPOINTS": str(checkpoint), "FRAMES": 3},
+        "09_aggregation_strategies": {"RUN": "widgets", "FRAMES": 2, "VIDEOS": 2},
+        "15_your_own_video": {"CHECKPOINTS": str(checkpoint), "FRAMES": 3},
     }
     for page, values in own.items():
         name, quiet = f"notebooks/{page}.ipynb", {"prepare_only": True, "progress_bar": False}
@@ -93,13 +93,13 @@ def move_slider(page: Page) -> None:
     page.wait_for_function(changed, arg=[widget.element_handle(), before])
 
 
-def test_moving_the_threshold_of_notebook_08_changes_the_figure(page, lab):
-    run_all(page, lab, "08_aggregation_strategies")
+def test_moving_the_threshold_of_notebook_09_changes_the_figure(page, lab):
+    run_all(page, lab, "09_aggregation_strategies")
     move_slider(page)
 
 
-def test_notebook_12_takes_an_upload_and_shows_the_frame_that_is_chosen(page, lab, small_sample):
-    run_all(page, lab, "12_your_own_video")
+def test_notebook_15_takes_an_upload_and_shows_the_frame_that_is_chosen(page, lab, small_sample):
+    run_all(page, lab, "15_your_own_video")
     move_slider(page)
     video = next(small_sample.glob("*/*.mp4"))
     with page.expect_file_chooser() as chooser:

@@ -2,7 +2,7 @@
 
 Pictures and landmarks are as in `blending`. A manipulation returns (picture, mask), the mask (H, W)
 uint8: 0 where the picture stays bit-identical, 255 where the new one has full weight. strength:
-from 0, no change, to 1, crude. Notebook 10 shows them.
+from 0, no change, to 1, crude. Notebook 11 shows them.
 """
 
 import cv2

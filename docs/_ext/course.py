@@ -73,7 +73,7 @@ def read_texts_of_code(path: Path) -> dict[int, str]:
 
 
 class LinkNotebooks(SphinxPostTransform):
-    """Make "notebook 08", wherever a page says it, a link to that notebook, if the site has it."""
+    """Make "notebook 09", wherever a page says it, a link to that notebook, if the site has it."""
 
     default_priority = 400
 

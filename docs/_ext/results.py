@@ -156,13 +156,13 @@ class Experiment(SphinxDirective):
 
 
 class Statements(SphinxDirective):
-    """`{statements} kind`: what the slides state and upstream does, of notebook 11's table; topics
+    """`{statements} kind`: what the slides state and upstream does, of notebook 14's table; topics
     link to ours."""
 
     required_arguments = 1
 
     def run(self) -> list:
-        path = Path(self.env.srcdir) / "notebooks" / "11_statements.csv"
+        path = Path(self.env.srcdir) / "notebooks" / "14_statements.csv"
         self.env.note_dependency(str(path))
         table = pd.read_csv(path)
         rows = [
