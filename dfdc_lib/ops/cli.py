@@ -107,7 +107,7 @@ class Train:
     run: str  # the run's name: runs/<name>
     settings: OmitArgPrefixes[config.TrainConfig]
     demo: Switch = False  # start from the demo's settings
-    pretrained: Weights = None  # start from ImageNet's weights; without a value timm's download
+    pretrained: Weights = None  # start from ImageNet's weights; no value: timm's, or lite's package
     workers: int = 0  # processes that read crops
     keep_every: int = 0  # keep the weights every so many epochs; 0: never
     overwrite: Switch = False  # replace a run of this name that has other settings
