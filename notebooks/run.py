@@ -249,6 +249,14 @@ def finish_page(executed: Path, outcome: Outcome, data: Path) -> Outcome:
     return replace(outcome, warnings=tuple(warned))
 
 
+def forget_lost_pages(executed: Path) -> None:
+    """A page whose notebook is gone, or has another name by now, is no part of the site."""
+    names = tuple(notebook.stem for notebook in choose_notebooks(""))
+    for mark in executed.glob(".*.made-from"):
+        if not mark.name[1:].startswith(names):
+            mark.unlink()
+
+
 def outputs_of(cell: nbformat.NotebookNode) -> list[nbformat.NotebookNode]:
     """What a cell has printed and drawn; nothing for prose."""
     return cell.get("outputs", [])
@@ -323,6 +331,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             outcomes.append(run_notebook(notebook, values, executed, (data, work), args.fresh))
             if outcomes[-1].error:
                 break
+        forget_lost_pages(report / "notebooks")
         failed = any(outcome.error for outcome in outcomes)
         site = build_site(report) if not (failed or args.no_site) else None
     except (UsageError, FileExistsError) as error:

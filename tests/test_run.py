@@ -114,6 +114,14 @@ def test_a_failure_is_named_and_the_next_run_goes_on_from_there(course):
     assert course.keeps("-p LIMIT 0")
 
 
+def test_the_page_of_a_notebook_that_was_renamed_is_no_longer_shown(course):
+    course.run()
+    (course.notebooks / "01_second.ipynb").rename(course.notebooks / "03_second.ipynb")  # a gap
+    assert course.keeps()
+    shown = sorted(mark.name for mark in course.executed.glob(".*.made-from"))
+    assert shown == [".00_first.made-from", ".03_second.made-from"]
+
+
 def test_a_notebook_that_lacks_data_ends_its_page_there_and_the_others_go_on(course):
     lacks = "from dfdc_lib.progress import require\nrequire([], 'no fakes are here')"
     course.write("00_first", "1", f"print('made')\n{lacks}", "2 / 0")
