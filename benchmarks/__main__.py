@@ -1,9 +1,11 @@
 """Measure against named peers, write the tables and draw the plot that the site shows.
 
-    python -m benchmarks all                   all but train_step and scale (20 minutes, two cores)
+    python -m benchmarks all                   all but those below (20 minutes, two cores)
     python -m benchmarks detect preprocess …   some: detect, preprocess, predict, growth, …
     python -m benchmarks scale                 the bookkeeping of all 119,154 videos, simulated
                                                (15 minutes, 3 GB of disk, 7 million names in it)
+    python -m benchmarks.train_step            a training step against a plain loop (6 minutes)
+    python -m benchmarks.encoders              what training each encoder costs (10 minutes)
 
 Each ratio comes from one run in which the rivals take turns. Run it on a machine with nothing else
 to do.

@@ -19,6 +19,15 @@ def wait() -> None:
         torch.cuda.synchronize()
 
 
+def time_call(run: Callable[[], object]) -> float:
+    """Seconds of one call."""
+    wait()
+    started = time.perf_counter()
+    run()
+    wait()
+    return time.perf_counter() - started
+
+
 def alternate(rivals: dict[str, Callable[[], object]], repetitions: int) -> pd.DataFrame:
     """Seconds of each rival: columns are the rivals, rows the repetitions.
 
@@ -27,14 +36,7 @@ def alternate(rivals: dict[str, Callable[[], object]], repetitions: int) -> pd.D
     """
     seconds = []
     for _ in range(repetitions + 1):
-        row = {}
-        for name, run in rivals.items():
-            wait()
-            started = time.perf_counter()
-            run()
-            wait()
-            row[name] = time.perf_counter() - started
-        seconds.append(row)
+        seconds.append({name: time_call(run) for name, run in rivals.items()})
     return pd.DataFrame(seconds[1:])
 
 
