@@ -30,8 +30,8 @@ def train_page(work_copy):
     """Runs what trains in notebook 07; `train` only notes how it was called."""
     called = []
 
-    def train(work, config, name, **options) -> SimpleNamespace:
-        called.append(SimpleNamespace(name=name, config=config, **options))
+    def train(work, config, name, pretrained=False, **options) -> SimpleNamespace:
+        called.append(SimpleNamespace(name=name, config=config, pretrained=pretrained, **options))
         work.run(name).mkdir(parents=True, exist_ok=True)
         return SimpleNamespace(metrics=None, losses=None)
 
@@ -42,7 +42,7 @@ def train_page(work_copy):
             exec(source, names)
         plots = SimpleNamespace(plot_training=lambda *_: Figure().subplots().figure)
         names |= {"WORK": str(work_copy.root), "train": train, "plots": plots} | parameters
-        for source in (derived, *code[6]):
+        for source in (derived, *code[6], code[8][0]):
             exec(source, names)
         return called
 
@@ -50,9 +50,9 @@ def train_page(work_copy):
 
 
 def test_a_run_of_several_processes_is_only_read(train_page, work_copy, capsys):
-    write_json(work_copy.run("tiny_demo_0_0") / "config.json", {"processes": 4})
+    write_json(work_copy.run("lite0_demo_0_0") / "config.json", {"processes": 4})
     assert not train_page()
-    assert "tiny_demo_0_0 was trained by 4 processes: it is read" in capsys.readouterr().out
+    assert "lite0_demo_0_0 was trained by 4 processes: it is read" in capsys.readouterr().out
 
 
 def test_the_steps_reach_the_line_that_is_printed(train_page, capsys):
@@ -68,9 +68,19 @@ def test_the_steps_reach_the_line_that_is_printed(train_page, capsys):
 
 @pytest.mark.parametrize("steps", [1, 2, 5, 300])
 def test_few_steps_are_steps_too(train_page, steps):
-    interrupted, again = train_page(STEPS=steps)
+    interrupted, again = train_page(STEPS=steps, ENCODER="tiny")
     assert interrupted.config.steps == again.config.steps == steps
-    assert interrupted.save_every == max(steps // 6, 1)
+    assert interrupted.save_every == max(steps // 10, 1)
+
+
+def test_pretrained_and_from_scratch_differ_in_nothing_else(train_page, capsys):
+    *pretrained, scratch = train_page()
+    assert [call.pretrained for call in pretrained] == [True, True]
+    assert (scratch.pretrained, scratch.config) == (False, pretrained[0].config)
+    assert scratch.name == f"from_scratch_{pretrained[0].name}"
+    capsys.readouterr()
+    assert not any(call.pretrained for call in train_page(ENCODER="tiny")[3:])  # no such weights
+    assert "not compared: that takes a run of lite0, lite1, lite2" in capsys.readouterr().out
 
 
 def test_an_encoder_is_known_by_the_runs_record(work_copy):
@@ -82,5 +92,5 @@ def test_an_encoder_is_known_by_the_runs_record(work_copy):
     *imports, _, _ = code[0]
     for source in (*imports, code[2][-1].replace("pd.DataFrame(rows", "table = pd.DataFrame(rows")):
         exec(source, names)
-    assert names["table"].iloc[:, 0].to_dict() == {"tiny": 1, "b5": 1, "b7": 0}
+    assert names["table"].iloc[:, 0].to_dict() == {DEMO_TRAINING.encoder: 1, "b5": 1, "b7": 0}
     assert names["table"].iloc[:, 1]["b5"] == 0.25
