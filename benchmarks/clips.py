@@ -5,8 +5,7 @@ from pathlib import Path
 import numpy as np
 
 from dfdc_lib.faces import resize_for_detection
-from dfdc_lib.rehearsal.film import write_video
-from dfdc_lib.rehearsal.sample import Shot, film
+from dfdc_lib.rehearsal.film import Shot, stage, write_video
 from dfdc_lib.store import appear_whole, write_json
 from dfdc_lib.video import iterate_frames
 
@@ -20,7 +19,7 @@ def make_clip(n_frames: int = 300, width: int = 1920, height: int = 1080) -> Pat
     if not path.exists():
         shot = Shot(1, ("hopper",), width, height, n_frames, crf=23)
         with appear_whole(path) as temporary:
-            write_video(temporary, (frame for frame, _ in film(shot)), crf=shot.crf)
+            write_video(temporary, (frame for frame, _ in stage(shot)), crf=shot.crf)
     return path
 
 

@@ -98,8 +98,11 @@ def fit_to(
     warp = affine_between(donor_landmarks, landmarks)
     scale = float(np.sqrt(abs(np.linalg.det(warp[:, :2]))))
     if scale < 0.8:  # warping alone would alias, which is no trait of fakes
-        donor = cv2.resize(donor, None, fx=scale, fy=scale, interpolation=cv2.INTER_AREA)
-        warp = affine_between(donor_landmarks * scale, landmarks)
+        old = np.array(donor.shape[1::-1])
+        small = np.maximum(np.round(old * scale), 1).astype(int)
+        donor = cv2.resize(donor, small, interpolation=cv2.INTER_AREA)
+        # A pixel's middle has whole coordinates: the corner of a picture is at -0.5.
+        warp = affine_between((np.asarray(donor_landmarks) + 0.5) * small / old - 0.5, landmarks)
     return cv2.warpAffine(donor, warp, (width, height), borderMode=cv2.BORDER_REFLECT_101)
 
 

@@ -192,13 +192,14 @@ class TrainConfig:
         return self.size or encoder_preset(self.encoder).size
 
 
-DEMO_TRAINING = TrainConfig(
-    encoder="tiny",
-    steps=450,
-    epoch_steps=90,
+DEMO_TRAINING = TrainConfig(  # with lite0's pretrained weights
+    encoder="lite0",
+    steps=75,
+    epoch_steps=25,
     batch=32,
+    size=128,
     optimizer="adamw",
-    learning_rate=3e-3,
+    learning_rate=5e-4,
     weight_decay=0.02,
     smoothing=0.05,
     paired=True,

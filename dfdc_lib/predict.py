@@ -24,7 +24,7 @@ from dfdc_lib.model import DeepfakeClassifier, ModelCard, load_checkpoint, score
 from dfdc_lib.video import VideoError, in_groups, probe, read_frames, run_ahead
 
 REHEARSAL_WARNING = (
-    "this checkpoint has learned the sample only, a rehearsal with two people: "
+    "this checkpoint has learned the sample only, a rehearsal with two portraits: "
     "on any other video its score means nothing"
 )
 BATCH = {"cpu": 8, "cuda": 32}  # crops that a model gets at once

@@ -23,8 +23,8 @@ STEPS += ["5  score", "6  join"]
 def main() -> None:
     data = make_sample(ROOT / "data" / "sample")
     recipes = read_recipes(data)
-    swaps = {v: r for v, r in recipes.items() if r.get("fake", {}).get("method") == "swap"}
-    fake_id = next(video_id for video_id, recipe in swaps.items() if is_plain(recipe))
+    drawn = {v: r for v, r in recipes.items() if r.get("fake", {}).get("method") == "autoencoder"}
+    fake_id = next(video_id for video_id, recipe in drawn.items() if is_plain(recipe))
     fake = next(data.glob(f"*/{fake_id}.mp4"))
     original_id = next(v for v, r in recipes.items() if r["shot"] == recipes[fake_id]["shot"])
     frame, real = (

@@ -21,13 +21,13 @@ from pathlib import Path
 import pandas as pd
 
 from benchmarks.measure import stamp
-from dfdc_lib.config import DEMO_TRAINING
 from dfdc_lib.dataset import read_folds
 from dfdc_lib.metrics import auc, log_loss
 from dfdc_lib.ops.pipeline import preprocess
 from dfdc_lib.rehearsal.sample import make_sample, read_methods
 from dfdc_lib.store import WorkFolder
 from dfdc_lib.train import score_videos, train
+from experiments import TINY
 from experiments.intervals import compare_auc
 from experiments.sample_audit import UNTUNED_SEED
 
@@ -62,7 +62,7 @@ def without_method(work: WorkFolder, methods: pd.Series, method: str, fold: int)
 
 def train_arm(name: str, work: WorkFolder, seed: int, self_blend: float) -> pd.DataFrame:
     """Train one detector; its held-out videos with their p_fake."""
-    config = replace(DEMO_TRAINING, fold=seed, seed=seed, self_blend=self_blend)
+    config = replace(TINY, fold=seed, seed=seed, self_blend=self_blend)
     return score_videos(train(work, config, name).require_finished().held_out).assign(seed=seed)
 
 
@@ -125,7 +125,7 @@ def main() -> None:
     for arm in ARMS:
         for method in METHODS:
             lines += summarise(videos, arm, method)
-    table = pd.DataFrame(lines).assign(steps=DEMO_TRAINING.steps, **stamp("timm"))
+    table = pd.DataFrame(lines).assign(steps=TINY.steps, **stamp("timm"))
     table.to_csv(TABLE, index=False, float_format="%.3f")
 
 

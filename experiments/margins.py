@@ -29,7 +29,7 @@ import pandas as pd
 
 from benchmarks.measure import stamp
 from dfdc_lib.blending import NotAFace, eyes_to_mouth, face_frame
-from dfdc_lib.config import DEMO_TRAINING, Margin, PreprocessConfig
+from dfdc_lib.config import Margin, PreprocessConfig
 from dfdc_lib.dataset import read_faces, read_folds
 from dfdc_lib.geometry import add_margin, crop_box
 from dfdc_lib.ops.pipeline import FOLD_COLUMNS, PLACE_COLUMNS, preprocess
@@ -44,6 +44,7 @@ from dfdc_lib.rehearsal.manipulate import (
 from dfdc_lib.rehearsal.sample import make_sample
 from dfdc_lib.store import WorkFolder, face_file, read_png, write_json, write_png
 from dfdc_lib.train import train
+from experiments import TINY
 from experiments.intervals import compare_auc
 from experiments.sample_audit import UNTUNED_SEED
 
@@ -173,9 +174,7 @@ def input_size(arm: str, margin: float) -> int:
 
 def train_one(work: WorkFolder, size: int, fold: int, steps: int) -> pd.DataFrame:
     """Train a detector of all families on the other parts; the held-out crops with their p_fake."""
-    settings = replace(
-        DEMO_TRAINING, size=size, fold=fold, seed=fold, steps=steps, epoch_steps=steps
-    )
+    settings = replace(TINY, size=size, fold=fold, seed=fold, steps=steps, epoch_steps=steps)
     crops = train(work, settings, f"size_{size}_{fold}", overwrite=True).require_finished().held_out
     return crops.assign(family=crops.video_id.str.partition("-")[2].replace("", "real"), seed=fold)
 
@@ -230,9 +229,7 @@ def main() -> None:
     parser.add_argument(
         "--arms", nargs="+", choices=ARMS, default=list(ARMS), help="only these (--out)"
     )
-    parser.add_argument(
-        "--steps", type=int, default=DEMO_TRAINING.steps, help="of training (--out)"
-    )
+    parser.add_argument("--steps", type=int, default=TINY.steps, help="of training (--out)")
     parser.add_argument("--out", type=Path, help="write here instead of beside this script")
     args = parser.parse_args()
     part = {name for name, value in vars(args).items() if value != parser.get_default(name)} - {

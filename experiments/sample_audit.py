@@ -4,9 +4,9 @@ cores).
     python -m experiments.sample_audit
 
 Fair: what must not tell a fake from an original does not: file size, bitrate, resolution, the
-picture with the face blanked, whose face it is. Learnable: a small encoder from scratch, each seed
-holding out another part, does tell. The sample is made with a seed on which nothing was tuned.
-Intervals: bootstrap over originals, 95 %.
+picture with the face blanked, whose face it is and on whose head. Learnable: the demo's encoder,
+each seed holding out another part, does tell. The sample is made with a seed on which nothing was
+tuned. Intervals: bootstrap over originals, 95 %.
 """
 
 import argparse
@@ -33,7 +33,8 @@ from dfdc_lib.geometry import add_margin
 from dfdc_lib.metadata import read_metadata
 from dfdc_lib.metrics import auc, bootstrap_interval, log_loss
 from dfdc_lib.ops.pipeline import preprocess
-from dfdc_lib.rehearsal.sample import make_sample, other_person, read_methods, read_recipes
+from dfdc_lib.rehearsal.people import PEOPLE, other_face
+from dfdc_lib.rehearsal.sample import make_sample, read_methods, read_recipes
 from dfdc_lib.store import WorkFolder, face_file, read_png, write_png
 from dfdc_lib.train import score_videos, train
 from dfdc_lib.video import probe
@@ -96,20 +97,23 @@ def check_headers(data: Path) -> Iterator[dict]:
 
 
 def identity_seen(recipe: dict) -> str:
-    """Whose face the first person of a video seems to have: the other one's after a swap."""
+    """Whom the first person of a video seems to be: after a swap, a head with the other face."""
     filmed = recipe["shot"]["identities"][0]
-    swapped = recipe.get("fake", {}).get("method") == "swap"
-    return other_person(filmed) if swapped else filmed
+    if recipe.get("fake", {}).get("method") not in ("swap", "autoencoder"):
+        return filmed
+    seen = (PEOPLE[filmed][0], other_face(filmed))
+    return next(identity for identity, parts in PEOPLE.items() if parts == seen)
 
 
 def check_identity(data: Path, work: WorkFolder) -> Iterator[dict]:
     """Whose face it is: as known from how the sample was made, and as a recogniser says."""
     recipes = read_recipes(data)
     videos = read_metadata(data)
-    known = videos.assign(
-        p_fake=[float(identity_seen(recipes[v]) == "hopper") for v in videos.video_id]
-    )
-    yield summarise("whose face is seen: known", known)
+    seen = [PEOPLE[identity_seen(recipes[v])] for v in videos.video_id]
+    known = [float(face == "hopper") for _, face in seen]
+    yield summarise("whose face is seen: known", videos.assign(p_fake=known))
+    known = [float(head != face) for head, face in seen]
+    yield summarise("a face on another's head: known", videos.assign(p_fake=known))
     crops = read_folds(work)
     crops = crops[crops.face_idx == 0].assign(
         filmed=lambda t: [recipes[v]["shot"]["identities"] for v in t.video_id]
@@ -124,7 +128,7 @@ def recognise(work: WorkFolder, crops: pd.DataFrame) -> pd.DataFrame:
     """p_fake = "this is Hopper", by a logistic regression on small faces that has learned from
     originals only."""
     faces = np.stack([small_face(work, row) for row in crops.itertuples()])
-    hopper = crops.filmed.map(lambda filmed: filmed[0] == "hopper").to_numpy()
+    hopper = crops.filmed.map(lambda filmed: PEOPLE[filmed[0]][1] == "hopper").to_numpy()
     p_hopper = np.zeros(len(crops))
     for part in crops.part.unique():
         here, learn = (
@@ -176,9 +180,8 @@ def train_each_part(work: WorkFolder, config: TrainConfig) -> tuple[pd.DataFrame
     started, pooled = time.monotonic(), []
     folds = sorted(read_folds(work).fold.unique())
     for fold in folds:
-        run = train(
-            work, replace(config, fold=int(fold), seed=int(fold)), f"audit_{fold}", overwrite=True
-        )
+        settings, name = replace(config, fold=int(fold), seed=int(fold)), f"audit_{fold}"
+        run = train(work, settings, name, pretrained=True, overwrite=True)
         run.require_finished()
         pooled.append(score_videos(run.held_out))
     return pd.concat(pooled, ignore_index=True), (time.monotonic() - started) / len(folds)
@@ -187,9 +190,10 @@ def train_each_part(work: WorkFolder, config: TrainConfig) -> tuple[pd.DataFrame
 def check_learning(data: Path, work: WorkFolder, config: TrainConfig) -> Iterator[dict]:
     """Blanked faces, then whole crops, then each method against all originals."""
     blanked, _ = train_each_part(blank_faces(data, work), config)
-    yield summarise("face blanked, tiny encoder", blanked, loss=True)
+    yield summarise(f"face blanked, {config.encoder}", blanked, loss=True)
     videos, seconds = train_each_part(work, config)
-    yield summarise("whole crop, tiny encoder", videos, loss=True) | {"seconds_to_train": seconds}
+    whole = summarise(f"whole crop, {config.encoder}", videos, loss=True)
+    yield whole | {"seconds_to_train": seconds}
     methods = videos.video_id.map(read_methods(data)).fillna("real")
     for method in sorted(set(methods) - {"real"}):
         yield summarise(

@@ -18,13 +18,13 @@ from pathlib import Path
 import pandas as pd
 
 from benchmarks.measure import stamp
-from dfdc_lib.config import DEMO_TRAINING
 from dfdc_lib.dataset import CropReader
 from dfdc_lib.model import load_checkpoint
 from dfdc_lib.ops.pipeline import preprocess
 from dfdc_lib.rehearsal.sample import make_sample
 from dfdc_lib.store import WorkFolder
 from dfdc_lib.train import Run, score_held_out, score_videos, train
+from experiments import TINY
 from experiments.sample_audit import UNTUNED_SEED
 
 TABLE = Path(__file__).with_suffix(".csv")
@@ -32,9 +32,9 @@ FOLDS = (0,)
 # arm → (settings, seeds). "longer": four times the steps. "larger": about four times the
 # multiply-adds.
 ARMS = {
-    "seed": (DEMO_TRAINING, range(8)),
-    "larger": (replace(DEMO_TRAINING, encoder="efficientnet_lite0", size=112), range(1)),
-    "longer": (replace(DEMO_TRAINING, steps=4 * DEMO_TRAINING.steps), range(4)),
+    "seed": (TINY, range(8)),
+    "larger": (replace(TINY, encoder="efficientnet_lite0", size=112), range(1)),
+    "longer": (replace(TINY, steps=4 * TINY.steps), range(4)),
 }
 
 

@@ -154,6 +154,7 @@ def fingerprint(notebook: Path, values: dict, folders: tuple[Path, Path]) -> str
         *sorted((ROOT / "dfdc_lib").rglob("*.py")),
         *sorted(HERE.glob(f"{notebook.stem[:3]}*.csv")),
         *sorted((ROOT / "experiments").glob("*.csv")),
+        *sorted((ROOT / "benchmarks").glob("*.csv")),
     ):
         digest.update(path.read_bytes())
     return digest.hexdigest()
@@ -163,15 +164,14 @@ def fingerprint_runs(notebook: Path, values: dict, work: Path) -> str:
     """What else it depends on: the run that its metadata names from its parameters (`"reads_run":
     "{ENCODER}_…"`).
 
-    With `"reads_all_runs": true`, all that notebooks and commands have made in the work folder, and
-    the benchmarks.
+    With `"reads_all_runs": true`, all that notebooks and commands have made in the work folder.
     """
     metadata, tables = json.loads(notebook.read_text())["metadata"], []
     if "reads_run" in metadata:
         given = {name: about["default"].strip("\"'") for name, about in papermill.inspect_notebook(notebook).items()}
         tables = [*(work / "runs" / metadata["reads_run"].format_map(given | values)).glob("*.csv")]
     if metadata.get("reads_all_runs"):
-        tables = [*work.glob("*.csv"), *work.glob("runs/*/*.csv"), *(ROOT / "benchmarks").glob("*.csv")]
+        tables = [*work.glob("*.csv"), *work.glob("runs/*/*.csv")]
     return "".join(f"\n{path} {path.stat().st_size} {path.stat().st_mtime_ns}" for path in sorted(tables))
 
 

@@ -18,7 +18,7 @@ from scipy.stats import kstest
 from dfdc_lib import augment
 from dfdc_lib.blending import hull_mask
 from dfdc_lib.config import BLACKOUTS, Augmentation
-from dfdc_lib.rehearsal.sample import LANDMARKS, portrait
+from dfdc_lib.rehearsal.people import LANDMARKS, portrait
 
 GOLDEN = np.load(Path(__file__).parent / "golden" / "albumentations_1_0_0.npz")
 PICTURE = GOLDEN["picture"]

@@ -13,12 +13,13 @@ from huggingface_hub import DatasetCard, ModelCard
 from hypothesis import given
 from hypothesis import strategies as st
 
-from dfdc_lib.config import DEMO_TRAINING, TrainConfig
+from dfdc_lib.config import TrainConfig
 from dfdc_lib.dataset import read_crops, read_folds
 from dfdc_lib.metadata import read_metadata
 from dfdc_lib.metrics import log_loss
 from dfdc_lib.ops import cards
 from dfdc_lib.store import WorkFolder, write_json
+from experiments import TINY
 
 SLIDES = TrainConfig()
 
@@ -52,7 +53,7 @@ def test_a_run_is_known_by_its_records(work_copy):
     assert cards.read_runs(work_copy).as_slides.dtype == bool
     fp16 = replace(SLIDES, precision="fp16")
     held_out = add_run(work_copy, "b5_0", fp16, "mine") / "held_out.csv"
-    about = add_run(work_copy, "old", DEMO_TRAINING, "sample") / "config.json"
+    about = add_run(work_copy, "old", TINY, "sample") / "config.json"
     old = json.loads(about.read_text())
     del old["settings"]["self_blend"]  # as before there was such a setting
     write_json(about, old)
@@ -92,7 +93,7 @@ def test_a_model_card_says_to_people_and_hubs_how_good_a_run_is(work_copy):
     assert "has changed since" in changed
     (result,) = read_head(changed)["model-index"][0]["results"]
     assert [metric["type"] for metric in result["metrics"]] == ["log_loss"] * 2  # no AUC
-    add_run(work_copy, "tiny", DEMO_TRAINING, "sample")
+    add_run(work_copy, "tiny", TINY, "sample")
     rehearsal = cards.model_card(work_copy, "tiny")
     assert "A rehearsal" in rehearsal
     assert "These are not the slides' settings" in rehearsal

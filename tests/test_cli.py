@@ -64,6 +64,20 @@ OPTIONS = {  # by command and field: options, and the value that they mean
 }
 
 
+@pytest.mark.parametrize(
+    ("words", "start"),
+    [
+        ("", False),
+        ("--pretrained", True),
+        ("--demo", True),
+        ("--demo --encoder b7", False),
+        ("--demo --pretrained weights", Path("weights")),
+    ],
+)
+def test_training_starts_from_the_weights_that_were_asked_for(words, start):
+    assert read_command(f"train --work w --run r {words}".split()).choose_start() == start
+
+
 @pytest.mark.parametrize(("command", "name"), OPTIONS)
 def test_options_are_the_settings(command, name):
     for words, value in OPTIONS[command, name].items():

@@ -13,7 +13,7 @@ from dfdc_lib.config import TRAIN_THRESHOLDS
 from dfdc_lib.faces import FaceDetector, FaceLinker, Faces, box_overlap, resize_for_detection
 from dfdc_lib.geometry import detector_scale
 from dfdc_lib.rehearsal import sample
-from dfdc_lib.rehearsal.sample import LANDMARKS, portrait
+from dfdc_lib.rehearsal.people import LANDMARKS, portrait
 
 
 @pytest.fixture(scope="module")

@@ -4,7 +4,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from dfdc_lib.rehearsal import forensics as f
-from dfdc_lib.rehearsal.sample import portrait
+from dfdc_lib.rehearsal.people import portrait
 
 PICTURE = portrait("collins")[:256, :256].copy()
 

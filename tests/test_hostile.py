@@ -35,7 +35,7 @@ from dfdc_lib.metadata import MetadataError, read_metadata
 from dfdc_lib.model import load_checkpoint, save_checkpoint
 from dfdc_lib.ops.pipeline import preprocess
 from dfdc_lib.ops.submission import read_labels
-from dfdc_lib.rehearsal.sample import portrait
+from dfdc_lib.rehearsal.people import portrait
 from dfdc_lib.store import DamagedFile, WorkFolder, read_mask, read_png, write_png
 from dfdc_lib.video import iterate_frames, open_container, probe
 

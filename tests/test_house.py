@@ -117,6 +117,7 @@ def test_the_wheel_works_outside_the_repository(small_sample, tmp_path):
     video = next(small_sample.glob("*/*.mp4"))
     call(*dfdc, "predict", video, "--checkpoint", "m.pt", "--report", "pages")
     assert list((tmp_path / "pages").glob("*.html"))  # the templates came along
+    call("-c", "from dfdc_lib.rehearsal import autoencoder as a; a.load_autoencoder()")
 
 
 def count_lines(*patterns: str) -> int:

@@ -8,7 +8,7 @@ from dfdc_lib.blending import NotAFace, self_blend
 from dfdc_lib.geometry import affine_between, move_points
 from dfdc_lib.rehearsal import manipulate as m
 from dfdc_lib.rehearsal.forensics import block_grid, high_pass, recompress
-from dfdc_lib.rehearsal.sample import LANDMARKS, portrait
+from dfdc_lib.rehearsal.people import LANDMARKS, portrait
 
 COLLINS, HOPPER = (np.array(LANDMARKS[name]) for name in ("collins", "hopper"))
 CROP, FACE_IN_CROP = portrait("hopper")[60:390, 150:380].copy(), HOPPER - (150, 60)
@@ -28,9 +28,9 @@ def test_outside_the_mask_nothing_changes(region):
     after, mask = m.replace_region(before, COLLINS, portrait("hopper"), HOPPER, region)
     assert np.array_equal(before[mask == 0], after[mask == 0])
     assert (before != after).any(axis=2)[mask == 255].mean() > 0.8
-    where = {"eyes": COLLINS[:2], "mouth": COLLINS[3:], "face": COLLINS}[region].mean(axis=0)
+    where = {"eyes": COLLINS[:2], "mouth": COLLINS[3:]}.get(region, COLLINS).mean(axis=0)
     y, x = np.nonzero(mask)
-    assert np.hypot(*((x.mean(), y.mean()) - where)) < (15 if region == "face" else 3)
+    assert np.hypot(*((x.mean(), y.mean()) - where)) < (3 if region in ("eyes", "mouth") else 15)
 
 
 def test_the_own_face_put_back_in_place_changes_nearly_nothing():
@@ -80,17 +80,30 @@ def test_displace_moves_landmarks_with_the_picture():
     assert np.array_equal(m.displace(picture, moved, (900, -400), 60, (8, -5))[0], picture)
 
 
-@pytest.mark.parametrize("scale", [0.25, 1.0])
-def test_fit_to_puts_landmarks_on_landmarks(scale):
-    """A white dot on the donor's nose lands on the target's, also when the donor is much larger."""
-    donor = np.zeros((600, 512, 3), np.uint8)
-    nose = HOPPER[2].round().astype(int)
-    donor[nose[1] - 20 : nose[1] + 21, nose[0] - 20 : nose[0] + 21] = 255
-    target = move_points(COLLINS, np.array([[scale, 0, 3], [0, scale, 2]]))
-    warped = m.fit_to(donor, HOPPER, target, 512, 512)
-    x, y = move_points(HOPPER[2:3], affine_between(HOPPER, target))[0].round().astype(int)
-    rows, columns = np.nonzero(warped[y - 20 : y + 21, x - 20 : x + 21, 0] > 127)
-    assert (columns.mean(), rows.mean()) == pytest.approx((20, 20), abs=1)
+@pytest.mark.parametrize("scale", [0.21, 0.5, 0.79, 0.81, 1.3])
+def test_fit_to_puts_each_pixel_where_the_landmarks_say(scale):
+    """Red tells the donor's x and green its y, also where a large donor is shrunk first."""
+    y, x = np.mgrid[:240, :240]
+    donor = np.stack([x, y, x], axis=2).astype(np.float32)  # no rounding
+    face = 60 + 100 * (HOPPER - HOPPER.min(axis=0)) / np.ptp(HOPPER, axis=0).max()
+    target = face * scale + (3.3, 2.6)
+    warped = m.fit_to(donor, face, target, 320, 320)
+    y, x = np.mgrid[70:180:3, 70:180:3].reshape(2, -1)
+    column, row = move_points(np.stack([x, y], axis=1), affine_between(face, target)).T
+    seen = cv2.remap(warped, np.float32(column[None]), np.float32(row[None]), cv2.INTER_LINEAR)[0]
+    assert np.abs(seen[:, :2] - np.stack([x, y], axis=1)).max() < 0.05
+
+
+def test_grain_is_matched_to_the_reference():
+    rng, where = fixed(), np.zeros((200, 200), bool)
+    where[20:180, 20:180] = True
+    smooth = cv2.GaussianBlur(rng.integers(60, 200, (200, 200, 3)).astype(np.uint8), (0, 0), 12)
+    rough = np.clip(smooth + rng.normal(0, 6, smooth.shape), 0, 255).round().astype(np.uint8)
+    matched = m.match_grain(smooth, rough, where, 1.0, fixed(1))
+    assert detail_in(matched, where) == pytest.approx(detail_in(rough, where), rel=0.08)
+    assert detail_in(smooth, where) < 0.2 * detail_in(rough, where)
+    assert np.array_equal(m.match_grain(smooth, rough, where, 0.0, fixed(1)), smooth)
+    assert np.abs(m.match_grain(rough, smooth, where, 1.0, fixed(1)).astype(int) - rough).max() == 0
 
 
 # The four families of artifacts, and self-blended images.

@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from dfdc_lib.config import INFERENCE_THRESHOLDS, TRAIN_THRESHOLDS
 from dfdc_lib.faces import FaceDetector, box_overlap, resize_for_detection
 from dfdc_lib.fast.mtcnn import SumTable, TorchTable
-from dfdc_lib.rehearsal.sample import portrait
+from dfdc_lib.rehearsal.people import portrait
 from dfdc_lib.video import iterate_frames, probe
 
 CPU = torch.device("cpu")

@@ -16,7 +16,7 @@ from dfdc_lib.config import Margin, PredictConfig
 from dfdc_lib.geometry import spread_indices
 from dfdc_lib.model import DeepfakeClassifier, ModelCard, save_checkpoint, score
 from dfdc_lib.rehearsal.film import write_video
-from dfdc_lib.rehearsal.sample import portrait
+from dfdc_lib.rehearsal.people import portrait
 from dfdc_lib.video import iterate_frames, probe, run_ahead
 
 

@@ -16,7 +16,7 @@ from dfdc_lib.config import TRAIN_THRESHOLDS, Margin, PreprocessConfig
 from dfdc_lib.geometry import add_margin
 from dfdc_lib.metadata import read_metadata
 from dfdc_lib.ops.pipeline import append_lines, choose_originals, preprocess, read_status
-from dfdc_lib.rehearsal.sample import portrait
+from dfdc_lib.rehearsal.people import portrait
 from dfdc_lib.store import WorkFolder, face_file, list_faces, read_mask, read_png, write_png
 from dfdc_lib.video import iterate_frames
 

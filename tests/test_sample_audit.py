@@ -17,15 +17,17 @@ from experiments.sample_audit import TABLE, predict_across_parts
 
 def test_the_committed_table_keeps_its_promises():
     table = pd.read_csv(TABLE).set_index("check")
-    assert table.seconds_to_train.max() <= 90
+    assert table.seconds_to_train.max() <= 120
     learned = [name for name in table.index if name.startswith(("whole", "…"))]
     for name, line in table.drop(learned).iterrows():
         assert line.auc_low <= 0.5 <= line.auc_high, name
-    whole = table.loc["whole crop, tiny encoder"]
-    assert whole.auc >= 0.8
+    whole = table.loc["whole crop, lite0"]
+    assert 0.85 <= whole.auc <= 0.95  # learnable, and not solved
     assert whole.log_loss < 0.6
-    assert whole.auc_low > table.loc["face blanked, tiny encoder"].auc_high
-    assert len(learned) == 4
+    methods = table[table.index.str.startswith("…")].auc
+    assert methods.max() - methods.min() > 0.1
+    assert whole.auc_low > table.loc["face blanked, lite0"].auc_high
+    assert len(learned) == 5
 
 
 def look(path: Path) -> tuple[dict, dict[str, float]]:

@@ -13,13 +13,14 @@ import pandas as pd
 import pytest
 import torch
 
-from dfdc_lib.config import DEMO_TRAINING, MARGINS, TrainConfig
+from dfdc_lib.config import MARGINS, TrainConfig
 from dfdc_lib.dataset import CropReader, read_folds
 from dfdc_lib.model import DeepfakeClassifier, ModelCard, load_checkpoint
 from dfdc_lib.store import WorkFolder, face_file, hold, write_csv
 from dfdc_lib.train import balanced_loss, make_optimizer, score_held_out, train
+from experiments import TINY
 
-SHORT = replace(DEMO_TRAINING, steps=6, epoch_steps=3, batch=4, size=64)
+SHORT = replace(TINY, steps=6, epoch_steps=3, batch=4, size=64)
 SLIDES = replace(SHORT, paired=False, augmentation="slides", optimizer="sgd", learning_rate=0.01)
 TESTS = Path(__file__).parent
 
@@ -242,7 +243,7 @@ def test_killed_when_it_touches_a_file_it_ends_bit_for_bit_the_same(small_work, 
     assert_same_run(undisturbed["paired"], killed)
 
 
-CURVE = replace(DEMO_TRAINING, steps=10, epoch_steps=5, batch=4, freeze_batchnorm=True)
+CURVE = replace(TINY, steps=10, epoch_steps=5, batch=4, freeze_batchnorm=True)
 TWO_PROCESSES = """
 import os, sys
 from test_train import CURVE, Path, WorkFolder, replace, train

@@ -106,18 +106,25 @@ class Train:
     work: Path  # a work folder that `dfdc preprocess` made
     run: str  # the run's name: runs/<name>
     settings: OmitArgPrefixes[config.TrainConfig]
-    demo: Switch = False  # start from the demo's settings
+    demo: Switch = False  # start from the demo's settings and, with its encoder, ImageNet's weights
     pretrained: Weights = None  # start from ImageNet's weights; no value: timm's, or lite's package
     workers: int = 0  # processes that read crops
     keep_every: int = 0  # keep the weights every so many epochs; 0: never
     overwrite: Switch = False  # replace a run of this name that has other settings
 
+    def choose_start(self) -> bool | Path:
+        """The weights to start from: a file or folder, ImageNet's that come along, or random."""
+        if self.pretrained:
+            return self.pretrained[0]
+        demo = self.demo and self.settings.encoder == config.DEMO_TRAINING.encoder
+        return self.pretrained is not None or demo
+
     def __call__(self) -> int:
         from dfdc_lib.store import WorkFolder
         from dfdc_lib.train import train
 
-        pretrained = self.pretrained[0] if self.pretrained else self.pretrained is not None
-        where = (WorkFolder(self.work), self.settings, self.run, pretrained, self.workers)
+        start = self.choose_start()
+        where = (WorkFolder(self.work), self.settings, self.run, start, self.workers)
         options: dict = {"overwrite": self.overwrite, "keep_every": self.keep_every}
         run = train(*where, progress=progress_bar("step"), **options)
         if not run.finished:

@@ -23,8 +23,10 @@ from dfdc_lib.geometry import cut_face
 from dfdc_lib.metadata import read_metadata
 from dfdc_lib.metrics import auc
 from dfdc_lib.model import DeepfakeClassifier, load_checkpoint
+from dfdc_lib.rehearsal.film import Shot, film
 from dfdc_lib.rehearsal.manipulate import eyes_to_mouth
-from dfdc_lib.rehearsal.sample import PEOPLE, SIZES, Fake, Shot, falsify, film
+from dfdc_lib.rehearsal.people import LANDMARKS
+from dfdc_lib.rehearsal.sample import METHODS, SIZES, Fake, falsify
 
 UPSTREAM = "https://github.com/selimsef/dfdc_deepfake_challenge"
 # Release 0.0.1: seven B7 from five seeds; a name ends with fold and epoch. The release gives no
@@ -213,8 +215,8 @@ def name_fault(logits: np.ndarray, labels: np.ndarray, knows: bool) -> str:
 def known_crops(margin: Margin) -> tuple[list[np.ndarray], np.ndarray]:
     """Film both people with each crude fake: crops (H, W, 3) uint8 RGB, and labels (1 = fake)."""
     crops = []
-    for seed, (person, method) in enumerate(product(PEOPLE, ("swap", "mouth", "rewarp"))):
-        shot = Shot(seed, (person,), *SIZES[seed], n_frames=1, crf=0)
+    for seed, (person, method) in enumerate(product(LANDMARKS, METHODS)):
+        shot = Shot(seed, (person,), *SIZES[seed], n_frames=1, crf=0, camera_crf=0)
         (filmed,) = film(shot)
         ((fake, _),) = falsify(shot, [filmed], Fake(seed, method, 1, crf=0))
         frame, (landmarks,) = filmed

@@ -23,11 +23,12 @@ from dfdc_lib.blending import (
     shift_channels,
 )
 from dfdc_lib.geometry import affine_between
-from dfdc_lib.rehearsal.forensics import recompress
+from dfdc_lib.rehearsal.forensics import high_pass, recompress
 
 # Ellipses: centre (0 at the eyes, 1 at the mouth), half width and half height, in units of the way
 # from the eyes to the mouth. Measured on the sample's two portraits.
 REGIONS = {"face": (0.55, 1.05, 1.30), "mouth": (1.0, 0.72, 0.50), "eyes": (0.0, 1.05, 0.45)}
+REGIONS["oval"] = (0.6, 0.9, 1.15)  # what an autoencoder draws: brow to chin, within the ears
 
 
 def region_mask(
@@ -69,6 +70,22 @@ def transfer_colour(
     return cv2.cvtColor(cv2.LUT(ours, table[None]), cv2.COLOR_LAB2RGB)
 
 
+def match_grain(
+    picture: np.ndarray, reference: np.ndarray, where: np.ndarray, amount: float, rng: Generator
+) -> np.ndarray:
+    """Add noise until the finest texture `where` (H, W) is as strong as the reference's.
+
+    amount: from 0, no change, to 1.
+    """
+    if amount == 0 or not where.any():
+        return picture
+    ours, theirs = (1.48 * np.median(np.abs(high_pass(p)[where])) for p in (picture, reference))
+    # White noise in three channels, made grey and high-passed, has the strength it came with.
+    sigma = amount * np.sqrt(max(theirs**2 - ours**2, 0))
+    noisy = picture + rng.standard_normal(picture.shape, np.float32) * np.float32(sigma)
+    return np.clip(noisy, 0, 255).round().astype(np.uint8)
+
+
 def replace_region(
     picture: np.ndarray,
     landmarks: np.ndarray,
@@ -78,11 +95,13 @@ def replace_region(
     detail: float = 1.0,
     colour: float = 1.0,
     feather: float = 0.3,
+    grain: float = 0.0,
+    seed: int = 0,
 ) -> tuple[np.ndarray, np.ndarray]:
     """Replace a region of a face by the donor's, warped to fit the five landmarks.
 
     The donor may be another person or, as in arXiv 1811.00656, the picture itself. detail: see
-    `lose_detail`; colour: `transfer_colour`; feather: `region_mask`.
+    `lose_detail`; colour: `transfer_colour`; feather: `region_mask`; grain: `match_grain`.
     """
     result, mask = picture.copy(), np.zeros(picture.shape[:2], np.uint8)
     reach = 2.2 * eyes_to_mouth(landmarks)  # no ellipse lies beyond
@@ -94,7 +113,9 @@ def replace_region(
     inside, (height, width) = landmarks - (x0, y0), target.shape[:2]
     warped = fit_to(donor, donor_landmarks, inside, height, width)
     weights = region_mask(inside, height, width, region, feather)
-    warped = transfer_colour(lose_detail(warped, detail), target, weights > 0.5, colour)
+    inner = weights > 0.5
+    warped = transfer_colour(lose_detail(warped, detail), target, inner, colour)
+    warped = match_grain(warped, target, inner, grain, np.random.default_rng(seed))
     result[y0:y1, x0:x1], mask[y0:y1, x0:x1] = blend(target, warped, weights)
     return result, mask
 

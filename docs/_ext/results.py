@@ -122,9 +122,10 @@ READERS: dict[str, Callable[[pd.DataFrame], Lines]] = {
 
 class Experiment(SphinxDirective):
     """`{experiment} name`: the command, then date and versions of the committed table, then what it
-    says."""
+    says; of a script that writes no table, the block's own words."""
 
     required_arguments = 1
+    has_content = True
 
     def run(self) -> list:
         name = self.arguments[0]
@@ -138,7 +139,7 @@ class Experiment(SphinxDirective):
             self.env.note_dependency(str(table))
             lines += self.read(table)
         else:
-            lines += ["There is no table yet: needs full."]
+            lines += list(self.content) or ["There is no table yet: needs full."]
         self.content = StringList(lines, self.env.docname)
         return self.parse_content_to_nodes()
 
