@@ -177,11 +177,15 @@ def camera_path(shot: Shot, rng: np.random.Generator) -> np.ndarray:
 
 
 def expose(picture: np.ndarray, before: np.ndarray, after: np.ndarray, size) -> np.ndarray:
-    """See a scene while the camera moves from one affine map to another: motion blur."""
+    """See a scene, float32, while the camera moves from one affine map to another: motion blur."""
+    height, width = picture.shape[:2]
+    way = np.hypot(*((after - before) @ (width / 2, height / 2, 1)))  # of the middle, in pixels
+    moments = np.linspace(before, after, 1 + int(np.clip(np.ceil(way), 1, 15)))
+    light = np.zeros((size[1], size[0], 3), np.float32)
     style: dict = {"borderMode": cv2.BORDER_REPLICATE}
-    moments = [before, (before + after) / 2, after]
-    first, middle, last = (cv2.warpAffine(picture, moment, size, **style) for moment in moments)
-    return cv2.addWeighted(cv2.addWeighted(first, 0.5, last, 0.5, 0), 2 / 3, middle, 1 / 3, 0)
+    for moment in moments:
+        cv2.accumulate(cv2.warpAffine(picture, moment, size, **style), light)
+    return light / len(moments)
 
 
 def shade(shot: Shot, slopes: np.ndarray, exposure: float) -> np.ndarray:
