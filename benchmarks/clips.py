@@ -5,7 +5,8 @@ from pathlib import Path
 import numpy as np
 
 from dfdc_lib.faces import resize_for_detection
-from dfdc_lib.rehearsal.film import Shot, stage, write_video
+from dfdc_lib.rehearsal.film import Shot, perform, write_video
+from dfdc_lib.rehearsal.sample import VERSION
 from dfdc_lib.store import appear_whole, write_json
 from dfdc_lib.video import iterate_frames
 
@@ -15,11 +16,11 @@ FOLDER = Path(__file__).parent.parent / "data" / "benchmark"
 def make_clip(n_frames: int = 300, width: int = 1920, height: int = 1080) -> Path:
     """A synthetic clip of one person, of DFDC's size and rate; the first call takes half a
     minute."""
-    path = FOLDER / f"{width}x{height}_{n_frames}.mp4"
+    path = FOLDER / f"{width}x{height}_{n_frames}_{VERSION}.mp4"
     if not path.exists():
         shot = Shot(1, ("hopper",), width, height, n_frames, crf=23)
         with appear_whole(path) as temporary:
-            write_video(temporary, (frame for frame, _ in stage(shot)), crf=shot.crf)
+            write_video(temporary, (frame for frame, _ in perform(shot)), crf=shot.crf)
     return path
 
 

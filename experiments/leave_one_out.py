@@ -3,13 +3,14 @@ on two cores).
 
     python -m experiments.leave_one_out
 
-A sample on which nothing was tuned, three methods of making a fake. The demo's small encoder is
-trained on two of them and judged on held-out videos of the third; with and without self-blending
-(`dfdc train --self-blend`). Beside that: trained on all three, and on self-blended pictures alone,
-without any fake. Each seed holds out another part. One line an arm, method and seed, over the
-held-out videos of that method against all held-out real ones; then one line of all seeds together
-(the mean of their AUC), and how far it is from the arm "left out"; 95 % intervals by bootstrap over
-originals. The steps are the same in all arms: what one arm adds, another kind of fake gives up.
+A sample on which nothing was tuned, several methods of making a fake. A small encoder from scratch
+is trained without one of them and judged on its held-out videos; with and without self-blending
+(`dfdc train --self-blend`). Beside that: trained on all of them; and on self-blended pictures
+alone, without any fake. Each seed holds out another part. One line an arm, method and seed, over
+the held-out videos of that method against all held-out real ones; then one line of all seeds
+together (the mean of their AUC), and how far it is from the arm "left out"; 95 % intervals by
+bootstrap over originals. The steps are the same in all arms: what one arm adds, another kind of
+fake gives up.
 """
 
 import argparse
@@ -24,7 +25,7 @@ from benchmarks.measure import stamp
 from dfdc_lib.dataset import read_folds
 from dfdc_lib.metrics import auc, log_loss
 from dfdc_lib.ops.pipeline import preprocess
-from dfdc_lib.rehearsal.sample import make_sample, read_methods
+from dfdc_lib.rehearsal.sample import METHODS, make_sample, read_methods
 from dfdc_lib.store import WorkFolder
 from dfdc_lib.train import score_videos, train
 from experiments import TINY
@@ -32,7 +33,6 @@ from experiments.intervals import compare_auc
 from experiments.sample_audit import UNTUNED_SEED
 
 TABLE = Path(__file__).with_suffix(".csv")
-METHODS = ("swap", "mouth", "rewarp")
 SEEDS = 3  # seed i holds out part i
 # arm → (is the judged method left out of training?, self_blend). The last arm never sees a fake:
 # one run serves all.

@@ -3,7 +3,7 @@ two cores).
 
     python -m experiments.seeds
 
-The demo's small encoder on the sample, made with a seed on which nothing was tuned. Held-out videos
+A small encoder from scratch, on the sample with a seed on which nothing was tuned. Held-out videos
 of one fold are scored by: eight seeds; four seeds trained four times as long; the epochs of one of
 those (snapshots); one network with about four times the multiply-adds. One line a model and video.
 Notebooks 08 and 10 show the table.

@@ -46,6 +46,7 @@ def main() -> None:
     print(f"mean error of a face's pixel: {loss.item() / 2 / where.mean().item():.3f} spreads")
     weights = {key: value.half().numpy() for key, value in network.state_dict().items()}
     np.savez_compressed(WEIGHTS, **weights)
+    print(f"wrote {WEIGHTS}: other weights draw other fakes, so raise sample.VERSION")
 
 
 if __name__ == "__main__":

@@ -152,6 +152,7 @@ def fingerprint(notebook: Path, values: dict, folders: tuple[Path, Path]) -> str
         *ROOT.glob("requirements.lock"),
         *find_parts(data),
         *sorted((ROOT / "dfdc_lib").rglob("*.py")),
+        *sorted((ROOT / "dfdc_lib").rglob("*.npz")),
         *sorted(HERE.glob(f"{notebook.stem[:3]}*.csv")),
         *sorted((ROOT / "experiments").glob("*.csv")),
         *sorted((ROOT / "benchmarks").glob("*.csv")),

@@ -77,6 +77,22 @@ def test_the_drawn_mouth_opens_with_the_filmed_one():
     assert at_mouth > 2 * at_eyes
 
 
+def test_loading_it_leaves_the_random_numbers_alone_and_it_can_be_used_as_any_network():
+    a.load_autoencoder.cache_clear()
+    before = torch.random.get_rng_state()
+    a.draw_as("hopper", PHOTOS["collins"])
+    assert torch.equal(torch.random.get_rng_state(), before)
+    faces = a.normalise(PHOTOS["collins"])[0].requires_grad_()
+    a.load_autoencoder()(faces, "hopper").sum().backward()
+    assert faces.grad.isfinite().all()
+    assert not any(weight.requires_grad for weight in a.load_autoencoder().parameters())
+
+
+def test_a_face_of_one_colour_is_drawn_in_that_colour():
+    black = np.zeros((1, a.SIDE, a.SIDE, 3), np.uint8)
+    assert a.draw_as("hopper", black).max() <= 3
+
+
 def test_the_bytes_do_not_depend_on_threads():
     before = torch.get_num_threads()
     try:

@@ -91,7 +91,7 @@ def test_a_network_that_knows_the_sample_is_well_and_its_opposite_is_not(factor)
     """Its last layer is fitted to the known crops."""
     model = make_network("sample")
     crops, labels = doctor.known_crops(model.card.margin)
-    assert labels.tolist() == [0, 1] * 6
+    assert labels.tolist() == [0, 1] * 8
     for real, fake in zip(crops[::2], crops[1::2], strict=True):
         assert 0.02 < (real != fake).any(axis=2).mean() < 0.9
     transform = doctor.valid_transforms(model.card.size)

@@ -51,7 +51,7 @@ def test_a_half_is_like_the_whole_and_the_cores_are_given_back(small_sample, sma
     threads = count_cores()
     (row,) = estimate_run(small_sample, 1, 2, EVERY_6).itertuples()
     assert (row.videos, row.measured) == (12, 6)
-    assert row.gb * 1e9 == pytest.approx(bytes_on_disk(small_work), rel=0.3)
+    assert row.gb * 1e9 == pytest.approx(bytes_on_disk(small_work), rel=0.4)
     assert count_cores() in (threads, os.cpu_count())
 
 

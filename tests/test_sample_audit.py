@@ -10,7 +10,7 @@ import pytest
 
 from dfdc_lib.metadata import read_metadata
 from dfdc_lib.metrics import auc
-from dfdc_lib.rehearsal.sample import make_sample
+from dfdc_lib.rehearsal.sample import METHODS, make_sample, read_methods
 from dfdc_lib.video import iterate_frames
 from experiments.sample_audit import TABLE, predict_across_parts
 
@@ -71,8 +71,9 @@ def test_no_shortcut_tells_a_fake(tmp_path):
 
 @pytest.mark.slow
 def test_two_processes_make_the_bytes_of_one_and_these_are_few(tmp_path):
-    one, two = (make_sample(tmp_path / str(n), 1, 2, workers=n) for n in (0, 2))
+    one, two = (make_sample(tmp_path / str(n), 2, 2, 6, workers=n) for n in (0, 2))
     files = sorted(path.relative_to(one) for path in one.rglob("*.mp4"))
-    assert len(files) == 6
+    assert len(files) == 12
+    assert set(read_methods(one).values()) == set(METHODS)
     assert all((one / file).read_bytes() == (two / file).read_bytes() for file in files)
     assert sum((one / file).stat().st_size for file in files) < 12e6

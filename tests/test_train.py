@@ -13,13 +13,13 @@ import pandas as pd
 import pytest
 import torch
 
-from dfdc_lib.config import MARGINS, TrainConfig
+from dfdc_lib.config import DEMO_TRAINING, MARGINS, TrainConfig
 from dfdc_lib.dataset import CropReader, read_folds
 from dfdc_lib.model import DeepfakeClassifier, ModelCard, load_checkpoint
 from dfdc_lib.store import WorkFolder, face_file, hold, write_csv
 from dfdc_lib.train import balanced_loss, make_optimizer, score_held_out, train
-from experiments import TINY
 
+TINY = replace(DEMO_TRAINING, encoder="tiny", learning_rate=3e-3, size=0)
 SHORT = replace(TINY, steps=6, epoch_steps=3, batch=4, size=64)
 SLIDES = replace(SHORT, paired=False, augmentation="slides", optimizer="sgd", learning_rate=0.01)
 TESTS = Path(__file__).parent

@@ -106,7 +106,7 @@ class Train:
     work: Path  # a work folder that `dfdc preprocess` made
     run: str  # the run's name: runs/<name>
     settings: OmitArgPrefixes[config.TrainConfig]
-    demo: Switch = False  # start from the demo's settings and, with its encoder, ImageNet's weights
+    demo: Switch = False  # the demo's settings; lite0 to lite2 also start from ImageNet's weights
     pretrained: Weights = None  # start from ImageNet's weights; no value: timm's, or lite's package
     workers: int = 0  # processes that read crops
     keep_every: int = 0  # keep the weights every so many epochs; 0: never
@@ -116,8 +116,9 @@ class Train:
         """The weights to start from: a file or folder, ImageNet's that come along, or random."""
         if self.pretrained:
             return self.pretrained[0]
-        demo = self.demo and self.settings.encoder == config.DEMO_TRAINING.encoder
-        return self.pretrained is not None or demo
+        from dfdc_lib.model import LITE
+
+        return self.pretrained is not None or (self.demo and self.settings.encoder in LITE)
 
     def __call__(self) -> int:
         from dfdc_lib.store import WorkFolder

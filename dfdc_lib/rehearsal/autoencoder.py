@@ -41,7 +41,7 @@ def normalise(faces: np.ndarray) -> tuple[Tensor, Tensor, Tensor]:
     weights = face_weights() / face_weights().sum()
     mean = (pictures * weights).sum(dim=(2, 3), keepdim=True)
     spread = ((pictures - mean).square() * weights).sum(dim=(2, 3), keepdim=True).sqrt()
-    return (pictures - mean) / spread, mean, spread
+    return (pictures - mean) / spread.clamp(min=1e-3), mean, spread  # one colour all over: 0
 
 
 def photograph(face: str, n: int, rng: np.random.Generator) -> np.ndarray:
@@ -110,9 +110,11 @@ def make_decoder() -> nn.Sequential:
 @cache
 def load_autoencoder() -> Autoencoder:
     """The trained network that comes with this package."""
-    network = Autoencoder().eval()
-    with np.load(WEIGHTS, allow_pickle=False) as stored:
-        network.load_state_dict({k: torch.from_numpy(v).float() for k, v in stored.items()})
+    with torch.inference_mode(False), np.load(WEIGHTS, allow_pickle=False) as stored:
+        with torch.device("meta"):  # draws no random weights
+            network = Autoencoder().eval().requires_grad_(False)
+        weights = {key: torch.from_numpy(value).float() for key, value in stored.items()}
+        network.load_state_dict(weights, assign=True)
     return network
 
 

@@ -19,7 +19,7 @@ Scene = tuple[np.ndarray, list[np.ndarray]]
 Actor = tuple[np.ndarray, np.ndarray, np.ndarray]
 # FFmpeg's encoder, its options, and what to add to the crf for about the quality of H.264. One
 # thread each, and no macroblock tree: with it a process's first file differed from the others.
-ONE = "pools=none:frame-threads=1"
+ONE = "pools=none:frame-threads=1:bframes=0"  # with B frames it can't write a short film
 CODECS: dict[str, tuple[str, dict[str, str], int]] = {
     "h264": ("libx264", {"preset": "veryfast", "threads": "1", "x264-params": "mbtree=0"}, 0),
     "hevc": ("libx265", {"preset": "superfast", "x265-params": f"{ONE}:log-level=none"}, 2),
@@ -177,10 +177,10 @@ def camera_path(shot: Shot, rng: np.random.Generator) -> np.ndarray:
 
 
 def expose(picture: np.ndarray, before: np.ndarray, after: np.ndarray, size) -> np.ndarray:
-    """See a scene, float32, while the camera moves from one affine map to another: motion blur."""
+    """See a scene while the camera moves from one affine map to another: (H, W, 3) float32."""
     height, width = picture.shape[:2]
     way = np.hypot(*((after - before) @ (width / 2, height / 2, 1)))  # of the middle, in pixels
-    moments = np.linspace(before, after, 1 + int(np.clip(np.ceil(way), 1, 15)))
+    moments = np.linspace(before, after, 1 + int(np.clip(np.ceil(way), 1, 48)))
     light = np.zeros((size[1], size[0], 3), np.float32)
     style: dict = {"borderMode": cv2.BORDER_REPLICATE}
     for moment in moments:
@@ -195,7 +195,7 @@ def shade(shot: Shot, slopes: np.ndarray, exposure: float) -> np.ndarray:
     return cv2.merge([cv2.resize(light, (shot.width, shot.height))] * 3)
 
 
-def stage(shot: Shot) -> Iterator[Scene]:
+def perform(shot: Shot) -> Iterator[Scene]:
     """Yield each frame (H, W, 3) uint8 RGB of a shot before any codec, and everyone's landmarks."""
     rng = np.random.default_rng(shot.seed)
     backdrop, cast = prepare_scene(shot, rng)
@@ -205,9 +205,14 @@ def stage(shot: Shot) -> Iterator[Scene]:
     exposures, shutter = np.exp(wander(n, 0.15, rng)), rng.uniform(0, 0.8)
     soft, grain = max(rng.normal(0, 0.4), 0), grain_field(shot, rng.uniform(1, 5), rng)
     for i in range(n):
-        if shot.crosses:
-            scene = set_scene(backdrop, cast, i / (n - 1))
-        picture, people = act(scene, moves[:, :, i])
+        if shot.crosses:  # each alone, or one would pull at the other's face
+            acting = [
+                (*express(portrait, landmarks, move), place)
+                for (portrait, landmarks, place), move in zip(cast, moves[:, :, i], strict=True)
+            ]
+            picture, people = set_scene(backdrop, acting, i / max(n - 1, 1))
+        else:
+            picture, people = act(scene, moves[:, :, i])
         opened, closed = path[i], path[i] + shutter * (path[i + 1] - path[i])
         seen = expose(picture, opened, closed, (shot.width, shot.height))
         lit = cv2.multiply(seen, shade(shot, lights[i], exposures[i]), dtype=cv2.CV_32F)
@@ -227,5 +232,12 @@ def act(scene: Scene, moves: np.ndarray) -> Scene:
 
 def film(shot: Shot) -> Iterator[Scene]:
     """Yield each frame of a shot as the camera's own file gives it, and everyone's landmarks."""
-    frames, people = zip(*stage(shot), strict=True)
-    return zip(record(frames, shot.camera_crf), people, strict=True)
+    people = []
+
+    def frames() -> Iterator[np.ndarray]:
+        for frame, landmarks in perform(shot):
+            people.append(landmarks)
+            yield frame
+
+    # The camera writes its whole file before the first frame is read from it.
+    return zip(record(frames(), shot.camera_crf), people, strict=True)

@@ -96,7 +96,7 @@ def replace_region(
     colour: float = 1.0,
     feather: float = 0.3,
     grain: float = 0.0,
-    seed: int = 0,
+    seed: int | tuple[int, ...] = 0,
 ) -> tuple[np.ndarray, np.ndarray]:
     """Replace a region of a face by the donor's, warped to fit the five landmarks.
 

@@ -32,21 +32,27 @@ BORROWED += [(0.74, 0.85), (0.58, 1.25), (0.3, 1.5), (0.0, 1.58)]
 
 @cache
 def portrait(name: str) -> np.ndarray:
-    """Load a portrait (H, W, 3) uint8 RGB from the package that ships it: NASA's or US Navy's."""
-    if name == "collins":
-        from skimage.data import astronaut
+    """Load a portrait (H, W, 3) uint8 RGB, read-only, from the package that ships it.
 
-        return astronaut()
+    name: of LANDMARKS; "collins" is NASA's, "hopper" the US Navy's. Raises KeyError.
+    """
     from matplotlib.cbook import get_sample_data
+    from skimage.data import astronaut
 
-    return np.array(Image.open(get_sample_data("grace_hopper.jpg", asfileobj=False)))
+    def hopper() -> np.ndarray:
+        return np.array(Image.open(get_sample_data("grace_hopper.jpg", asfileobj=False)))
+
+    picture = {"collins": astronaut, "hopper": hopper}[name]()
+    picture.setflags(write=False)  # the cache hands out one array
+    return picture
 
 
 @cache
 def person(identity: str) -> tuple[np.ndarray, np.ndarray]:
-    """One of PEOPLE as a portrait: (picture, landmarks)."""
+    """One of PEOPLE as a portrait, read-only: (picture, landmarks)."""
     head, face = PEOPLE[identity]
     picture, landmarks = portrait(head), np.array(LANDMARKS[head])
+    landmarks.setflags(write=False)
     if head == face:
         return picture, landmarks
     height, width = picture.shape[:2]
@@ -54,7 +60,9 @@ def person(identity: str) -> tuple[np.ndarray, np.ndarray]:
     skin = hull_mask(landmarks, height, width, INNER, feather=0) > 0.5
     outline = np.concatenate([BORROWED, np.multiply(BORROWED, (-1, 1))])
     weights = hull_mask(landmarks, height, width, outline, feather=0.15)
-    return blend(picture, transfer_colour(borrowed, picture, skin), weights)[0], landmarks
+    joined, _ = blend(picture, transfer_colour(borrowed, picture, skin), weights)
+    joined.setflags(write=False)
+    return joined, landmarks
 
 
 def other_face(identity: str) -> str:

@@ -55,7 +55,7 @@ class Fake:
 def falsify(shot: Shot, filmed: list[Scene], fake: Fake) -> Iterator[tuple[np.ndarray, np.ndarray]]:
     """Yield (frame, mask) with the first person manipulated, the rest bit-identical."""
     rng, crude = np.random.default_rng(fake.seed), fake.strength
-    look: dict = {"detail": 1 - 0.6 * crude, "colour": 1 - 0.5 * crude, "grain": 1 - crude}
+    look: dict = {"detail": 1 - 0.6 * crude, "colour": 1 - 0.5 * crude, "grain": 0.8 * (1 - crude)}
     look |= {"feather": 0.5 - 0.35 * crude}
     # A forger's tracker is a little off, and drifts.
     waves = [wander(len(filmed), 0.02 + 0.08 * crude, rng) for _ in range(10)]
@@ -74,7 +74,7 @@ def falsify(shot: Shot, filmed: list[Scene], fake: Fake) -> Iterator[tuple[np.nd
     else:  # the own mouth, from another take
         donors, region = [express(*pose(shot.identities[0], rng), moves)] * len(frames), "mouth"
     for number, (frame, target, donor) in enumerate(zip(frames, targets, donors, strict=True)):
-        yield replace_region(frame, target, *donor, region, **look, seed=fake.seed + number)
+        yield replace_region(frame, target, *donor, region, **look, seed=(fake.seed, number))
 
 
 def plan(
@@ -82,7 +82,8 @@ def plan(
 ) -> list[tuple[int, Shot, list[Fake]]]:
     """Lay out the data set: the part, the shot and two fakes of each original.
 
-    In each part everyone is filmed equally often, and as often before each pair of methods.
+    In each part everyone is filmed equally often, and as often before each pair of methods, where
+    a part has a multiple of 8 originals.
     """
     rng, n_originals = np.random.default_rng(seed), n_parts * originals_per_part
 
