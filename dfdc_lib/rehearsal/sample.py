@@ -87,11 +87,13 @@ def plan(
     """
     rng, n_originals = np.random.default_rng(seed), n_parts * originals_per_part
 
-    def draw() -> tuple[int, int]:
-        """Draw a seed and a quality."""
-        return int(rng.integers(2**31)), int(rng.integers(*QUALITIES, endpoint=True))
+    def deal(low: float, high: float, n: int) -> Iterator[float]:
+        """Hand out n values, evenly over a range, in random order."""
+        return iter(rng.permutation(np.linspace(low, high, n)).tolist())
 
-    strengths = iter(rng.permutation(np.linspace(0, 1, 2 * n_originals)).tolist())
+    strengths = deal(0, 1, 2 * n_originals)
+    # Drawn at random, the qualities of a few fakes may differ by chance, and file sizes would tell.
+    qualities, fake_qualities = (deal(*QUALITIES, n) for n in (n_originals, 2 * n_originals))
     result = []
     for i in range(n_originals):
         part, j = divmod(i, originals_per_part)
@@ -104,15 +106,15 @@ def plan(
             identities, width, height = ("collins", "hopper"), 640, 360
         if leaves_frame:
             width, height = 480, 270
-        length, (number, crf) = 3 * n_frames if crosses else n_frames, draw()
-        camera_crf, fps = int(rng.integers(12, 24)), int(rng.choice([24, 25, 30]))
-        codec = str(rng.choice(["h264", "h264", *CODECS]))
+        length, number = 3 * n_frames if crosses else n_frames, int(rng.integers(2**31))
+        crf, camera_crf = round(next(qualities)), int(rng.integers(12, 24))
+        fps, codec = int(rng.choice([24, 25, 30])), str(rng.choice(["h264", "h264", *CODECS]))
         noise = round(max(rng.uniform(-3, 3), 0), 1)
         shot = Shot(number, identities, width, height, length, crf, camera_crf, codec, fps, noise)
         shot = replace(shot, leaves_frame=leaves_frame, crosses=crosses)
         fakes = []
         for method in METHOD_PAIRS[(j // 4 + part) % len(METHOD_PAIRS)]:
-            number, crf = draw()
+            number, crf = int(rng.integers(2**31)), round(next(fake_qualities))
             fakes.append(Fake(number, method, next(strengths), crf))
         result.append((part, shot, fakes))
     return result
