@@ -46,7 +46,8 @@ def test_within_each_part_no_face_is_more_often_fake(part):
         for recipe in ({}, *({"fake": vars(fake)} for fake in fakes)):
             seen["fake" in recipe, identity_seen(recipe | {"shot": vars(shot)})] += 1
     for is_fake in (False, True):
-        assert len({seen[is_fake, identity] for identity in PEOPLE}) == 1
+        (times,) = {seen[is_fake, identity] for identity in PEOPLE}
+        assert times > 0
 
 
 def test_layout_is_the_data_sets_own(small_sample):
@@ -124,7 +125,7 @@ def test_any_codec_writes_short_films_and_the_same_bytes_again(codec, n_frames, 
         write_video(path, frames, codec=codec, fps=25)
     assert one.read_bytes() == two.read_bytes()
     read = [frame for _, frame in iterate_frames(one, range(9))]
-    assert [np.abs(a.astype(int) - b).mean() < 8 for a, b in zip(read, frames, strict=True)]
+    assert all(np.abs(a.astype(int) - b).mean() < 8 for a, b in zip(read, frames, strict=True))
 
 
 def test_the_publisher_adds_the_noise_that_the_shot_names(tmp_path):
