@@ -14,8 +14,14 @@ FACE = np.array([(-0.43, 0.0), (0.43, 0.0), (0.0, 0.5), (-0.36, 1.0), (0.36, 1.0
 RIGHT = [(0.25, -0.42), (0.62, -0.38), (0.8, -0.15), (0.84, 0.35)]
 RIGHT += [(0.76, 0.85), (0.6, 1.25), (0.3, 1.6), (0.0, 1.7)]
 INNER_RIGHT = [(0.7, -0.22), (0.7, 0.25), (0.55, 1.05), (0.3, 1.25)]
-OUTLINE = np.concatenate([RIGHT, np.multiply(RIGHT, (-1, 1))])
-INNER = np.concatenate([INNER_RIGHT, np.multiply(INNER_RIGHT, (-1, 1))])
+
+
+def both_halves(right: list[tuple[float, float]]) -> np.ndarray:
+    """An outline (2 n, 2): its right half (n, 2), and the same mirrored."""
+    return np.concatenate([right, np.multiply(right, (-1, 1))])
+
+
+OUTLINE, INNER = both_halves(RIGHT), both_halves(INNER_RIGHT)
 
 
 class NotAFace(ValueError):

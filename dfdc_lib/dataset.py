@@ -253,9 +253,8 @@ def read_batches(data: Dataset, workers: int, **batches) -> Iterator[tuple[Tenso
         batches |= {"multiprocessing_context": "spawn", "worker_init_fn": _become_reader}
     pinned = torch.cuda.is_available()
     loader = DataLoader(data, num_workers=workers, collate_fn=collate, pin_memory=pinned, **batches)
-    with answer_signals(
-        signal.SIG_IGN, signal.SIGINT
-    ):  # workers inherit it from their first moment
+    # Workers inherit it from their first moment.
+    with answer_signals(signal.SIG_IGN, signal.SIGINT):
         return iter(loader)
 
 

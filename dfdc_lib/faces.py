@@ -142,9 +142,8 @@ class _Person:
     face_idx: int
     box: np.ndarray  # (4,)
     seen_at: int
-    velocity: np.ndarray = field(
-        default_factory=lambda: np.zeros(4)
-    )  # (4,) in the unit of boxes, per frame
+    # (4,), in the unit of boxes, per frame
+    velocity: np.ndarray = field(default_factory=lambda: np.zeros(4))
 
     def see(self, box: np.ndarray, frame_idx: int) -> None:
         shift = (box[:2] + box[2:] - self.box[:2] - self.box[2:]) / 2

@@ -1,5 +1,5 @@
 """Train the autoencoder that draws the sample's deepfakes, and write its weights into the package
-(about ten minutes on two cores).
+(ten minutes of one core).
 
     python -m experiments.train_autoencoder
 

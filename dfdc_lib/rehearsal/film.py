@@ -17,9 +17,9 @@ from dfdc_lib.rehearsal.people import REACH, express, person, pose, relight
 Scene = tuple[np.ndarray, list[np.ndarray]]
 # A picture of a person, the landmarks in it, and the affine map (2, 3) from it to the scene.
 Actor = tuple[np.ndarray, np.ndarray, np.ndarray]
+ONE = "pools=none:frame-threads=1:bframes=0"  # x265's thread; with B frames short films fail
 # FFmpeg's encoder, its options, and what to add to the crf for about the quality of H.264. One
 # thread each, and no macroblock tree: with it a process's first file differed from the others.
-ONE = "pools=none:frame-threads=1:bframes=0"  # with B frames it can't write a short film
 CODECS: dict[str, tuple[str, dict[str, str], int]] = {
     "h264": ("libx264", {"preset": "veryfast", "threads": "1", "x264-params": "mbtree=0"}, 0),
     "hevc": ("libx265", {"preset": "superfast", "x265-params": f"{ONE}:log-level=none"}, 2),

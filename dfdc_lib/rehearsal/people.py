@@ -10,7 +10,7 @@ from functools import cache
 import numpy as np
 from PIL import Image
 
-from dfdc_lib.blending import INNER, blend, eyes_to_mouth, fit_to, hull_mask
+from dfdc_lib.blending import INNER, blend, both_halves, eyes_to_mouth, fit_to, hull_mask
 from dfdc_lib.rehearsal.manipulate import displace, transfer_colour
 
 # Five landmarks of each portrait, in its pixels, as MTCNN finds them.
@@ -58,8 +58,7 @@ def person(identity: str) -> tuple[np.ndarray, np.ndarray]:
     height, width = picture.shape[:2]
     borrowed = fit_to(portrait(face), np.array(LANDMARKS[face]), landmarks, height, width)
     skin = hull_mask(landmarks, height, width, INNER, feather=0) > 0.5
-    outline = np.concatenate([BORROWED, np.multiply(BORROWED, (-1, 1))])
-    weights = hull_mask(landmarks, height, width, outline, feather=0.15)
+    weights = hull_mask(landmarks, height, width, both_halves(BORROWED), feather=0.15)
     joined, _ = blend(picture, transfer_colour(borrowed, picture, skin), weights)
     joined.setflags(write=False)
     return joined, landmarks
