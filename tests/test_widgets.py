@@ -78,6 +78,10 @@ def run_all(page: Page, lab: str, name: str) -> None:
     page.get_by_text("| Idle").first.wait_for()  # before, it would ask which kernel is meant
     page.locator(".lm-MenuBar-itemLabel", has_text="Run").first.click()
     page.get_by_text("Run All Cells", exact=True).first.click()
+    # Until the last cell has run, JupyterLab moves the focus, and a key press can be lost.
+    all_ran = """() => [...document.querySelectorAll('.jp-CodeCell .jp-InputArea-prompt')]
+                         .every(prompt => /^\\[\\d+\\]:/.test(prompt.innerText.trim()))"""
+    page.wait_for_function(all_ran)
 
 
 def move_slider(page: Page) -> None:
