@@ -227,9 +227,9 @@ def demo_transforms(size: int, seed: int | None = None) -> A.Compose:
     return _compose(transforms, seed)
 
 
-def valid_transforms(size: int) -> A.Compose:
+def valid_transforms(size: int, seed: int | None = None) -> A.Compose:
     """Resize, centre on black and normalise, as for every picture outside training."""
-    return _compose([IsotropicResize(size), A.PadIfNeeded(size, size)], seed=None)
+    return _compose([IsotropicResize(size), A.PadIfNeeded(size, size)], seed)
 
 
 def _shift_scale_rotate(shift: float, scale: float, degrees: float, p: float) -> A.Affine:
@@ -243,4 +243,5 @@ AUGMENTATIONS: dict[str, Callable[..., A.Compose]] = {
     "hard": partial(train_transforms, hard=True),
     "upstream": partial(train_transforms, hard=True, as_upstream=True),
     "demo": demo_transforms,
+    "none": valid_transforms,
 }

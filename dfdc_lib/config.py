@@ -56,7 +56,7 @@ Backend = Literal["auto", "torch", "openvino"]  # what computes a trained networ
 Optimizer = Literal["sgd", "adamw"]  # momentum 0.9, Nesterov, PolyLR · one-cycle
 Precision = Literal["auto", "fp32", "bf16"]
 MixedPrecision = Literal["no", "fp16", "bf16"]  # of training
-Augmentation = Literal["slides", "hard", "upstream", "demo"]
+Augmentation = Literal["slides", "hard", "upstream", "demo", "none"]
 BLACKOUTS = ("hard", "upstream")
 # From a frame to crops. "slides": the detector's input by the frame's size, the checkpoint's own
 # margin. "upstream": halved by Pillow, MARGINS["upstream"]. "": as the checkpoints want it.

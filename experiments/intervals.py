@@ -1,20 +1,31 @@
-"""What the experiments with several seeds share: AUC seed by seed, and how far a mean over seeds
-can be trusted."""
+"""What the experiments with several seeds share: a metric seed by seed, and how far its mean over
+seeds can be trusted."""
+
+from collections.abc import Callable
 
 import numpy as np
 import pandas as pd
 
 from dfdc_lib.metrics import auc, bootstrap_interval
 
+Metric = Callable[[np.ndarray, np.ndarray], float]
+
 
 def compare_auc(scored: pd.DataFrame, column: str, against: str | None = None) -> dict[str, float]:
-    """AUC of a column of scores, or by how much it exceeds that of another one: value, low, high,
-    same_sign.
+    """`compare_seeds` for AUC."""
+    return compare_seeds(auc, scored, column, against)
+
+
+def compare_seeds(
+    metric: Metric, scored: pd.DataFrame, column: str, against: str | None = None
+) -> dict[str, float]:
+    """A metric of a column of scores, or by how much it exceeds that of another one: value, low,
+    high, same_sign.
 
     scored: one row a picture or video, with label, original_id and seed. Each seed has a network of
-    its own, so AUC is taken within each seed, then averaged. low, high: 95 % by bootstrap over
-    originals, the networks being what they are: what another training would give is not in it.
-    same_sign: do all seeds agree which column is better?
+    its own, so the metric is taken within each seed, then averaged. low, high: 95 % by bootstrap
+    over originals, the networks being what they are: what another training would give is not in it.
+    same_sign: do all seeds agree which column is higher?
     """
     columns = [column, against or column, "seed"]
 
@@ -23,8 +34,8 @@ def compare_auc(scored: pd.DataFrame, column: str, against: str | None = None) -
             (labels[values[:, 2] == seed], values[values[:, 2] == seed])
             for seed in np.unique(values[:, 2])
         ]
-        other = [auc(y, v[:, 1]) if against else 0 for y, v in of]
-        return np.array([auc(y, v[:, 0]) for y, v in of]) - other
+        other = [metric(y, v[:, 1]) if against else 0 for y, v in of]
+        return np.array([metric(y, v[:, 0]) for y, v in of]) - other
 
     def mean_of_seeds(labels: np.ndarray, values: np.ndarray) -> float:
         return float(
