@@ -14,6 +14,7 @@ bootstrap over originals, the networks being what they are.
 """
 
 import argparse
+import re
 from collections.abc import Iterator
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -72,13 +73,13 @@ for kind in ("none", "slides", "hard"):  # hard can't augment pairs, so all thre
 
 
 def run_name(arm: str, seed: int) -> str:
-    return f"{arm.replace(' ', '-').replace(',', '').replace(chr(39), '')}_{seed}"
+    return re.sub("[^a-z0-9.]+", "-", arm.replace("'", "")) + f"_{seed}"
 
 
 def list_jobs(learned: WorkFolder, unseen: WorkFolder, arms: dict[str, Arm]) -> list[Job]:
     """Every training, seed by seed, so that an early end has something of each arm."""
     return [
-        (learned, run_name(name, seed), replace(arm.config, seed=seed), arm.pretrained, unseen)
+        Job(learned, run_name(name, seed), replace(arm.config, seed=seed), arm.pretrained, unseen)
         for seed in range(max(arm.seeds for arm in arms.values()))
         for name, arm in arms.items()
         if seed < arm.seeds

@@ -2,6 +2,7 @@
 
 import os
 from pathlib import Path
+from typing import NamedTuple
 
 import pandas as pd
 
@@ -15,6 +16,7 @@ from dfdc_lib.train import score_held_out, train
 
 LEARNED_SEED, UNSEEN_SEED = 2, 3  # of samples on which nothing was tuned
 UNSEEN_ORIGINALS = 24  # a part: 288 videos in all
+LEARNED, UNSEEN = Path("data/audit"), Path("data/unseen")
 
 
 def prepare(data: Path, seed: int, originals_per_part: int = 16) -> WorkFolder:
@@ -28,11 +30,19 @@ def prepare(data: Path, seed: int, originals_per_part: int = 16) -> WorkFolder:
 
 def prepare_both() -> tuple[WorkFolder, WorkFolder]:
     """The sample that networks learn, and a larger one that no network has seen."""
-    learned = prepare(Path("data/audit"), LEARNED_SEED)
-    return learned, prepare(Path("data/unseen"), UNSEEN_SEED, UNSEEN_ORIGINALS)
+    learned = prepare(LEARNED, LEARNED_SEED)
+    return learned, prepare(UNSEEN, UNSEEN_SEED, UNSEEN_ORIGINALS)
 
 
-Job = tuple[WorkFolder, str, TrainConfig, bool, WorkFolder | None]
+class Job(NamedTuple):
+    """One network to train; see `train`."""
+
+    work: WorkFolder
+    name: str
+    config: TrainConfig
+    pretrained: bool = True
+    unseen: WorkFolder | None = None  # whose crops it scores; None: those of the held-out fold
+    keep_every: int = 0
 
 
 def train_all(jobs: list[Job], workers: int = 0) -> dict[str, pd.DataFrame]:
@@ -41,23 +51,25 @@ def train_all(jobs: list[Job], workers: int = 0) -> dict[str, pd.DataFrame]:
     Two networks with one core each learn faster than one after the other with two.
     """
     tables = {}
-    for job, table in run_jobs(train_and_score, jobs, workers or count_cores(), time_limit=7200):
+    results = run_jobs(
+        train_and_score, ((job,) for job in jobs), workers or count_cores(), "", 7200
+    )
+    for (job,), table in results:
         if isinstance(table, Lost):
-            raise OSError(f"{job[1]}: {table.reason}")
-        tables[job[1]] = table
-        print(f"{len(tables)} of {len(jobs)}: {job[1]}", flush=True)
-    return {job[1]: tables[job[1]] for job in jobs}
+            raise OSError(f"{job.name}: {table.reason}")
+        tables[job.name] = table
+        print(f"{len(tables)} of {len(jobs)}: {job.name}", flush=True)
+    return {job.name: tables[job.name] for job in jobs}
 
 
-def train_and_score(
-    work: WorkFolder, name: str, config: TrainConfig, pretrained: bool, unseen: WorkFolder | None
-) -> pd.DataFrame:
-    """Train a network, or go on; the crops of `unseen` (None: of the held-out fold) with p_fake."""
-    run = train(work, config, name, pretrained=pretrained).require_finished()
-    if unseen is None:
+def train_and_score(job: Job) -> pd.DataFrame:
+    """Train a network, or go on; the crops that it has not seen, with their p_fake."""
+    how: dict = {"pretrained": job.pretrained, "keep_every": job.keep_every}
+    run = train(job.work, job.config, job.name, **how).require_finished()
+    if job.unseen is None:
         return run.held_out
     kept = run.folder / "unseen.csv"
     if not kept.exists():
-        reader = CropReader(unseen, config.input_size)
-        write_csv(kept, score_held_out(run.model, read_folds(unseen), reader))
+        reader = CropReader(job.unseen, job.config.input_size)
+        write_csv(kept, score_held_out(run.model, read_folds(job.unseen), reader))
     return pd.read_csv(kept, dtype={"video_id": str, "original_id": str}, keep_default_na=False)
