@@ -152,16 +152,31 @@ def make_sample(
     The same arguments give the same pictures; a folder made with them is kept. workers: as in
     `run_jobs`. Raises FileExistsError where `out` holds anything else.
     """
-    out, settings = Path(out), {"version": VERSION, "n_parts": n_parts}
-    settings |= {"originals_per_part": originals_per_part, "n_frames": n_frames, "seed": seed}
+    settings = {"version": VERSION, "n_parts": n_parts, "originals_per_part": originals_per_part}
+    settings |= {"n_frames": n_frames, "seed": seed}
+    groups = plan(n_parts, originals_per_part, n_frames, seed)
+    return film_all(out, groups, settings, workers, progress)
+
+
+def film_all(
+    out: Path,
+    groups: list[tuple[int, Shot, list[Fake]]],
+    settings: dict,
+    workers: int = 2,
+    progress: Callable[[int, int], None] = lambda done, total: None,
+) -> Path:
+    """Make a data set of a plan (see `plan`). settings: what tells it from others, with its seed.
+
+    Every original has equally many fakes. Otherwise see `make_sample`.
+    """
+    out = Path(out)
     kept = out / "sample.json"
     if kept.is_file() and read_json(kept).get("settings") == settings:
         return out
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise FileExistsError(f"{out} holds something else: remove it, or name a new folder")
-    groups = plan(n_parts, originals_per_part, n_frames, seed)
-    shape = len(groups), 3, 10  # an original and two fakes; ten letters, as DFDC names its videos
-    letters = np.random.default_rng([seed, 1]).choice(list(ascii_lowercase), shape)
+    shape = len(groups), 1 + len(groups[0][2]), 10  # ten letters, as DFDC names its videos
+    letters = np.random.default_rng([settings["seed"], 1]).choice(list(ascii_lowercase), shape)
     jobs, recipes = [], {}
     parts: dict[Path, dict] = defaultdict(dict)  # a part's folder → its metadata.json
     with appear_whole(out) as folder:
