@@ -1,6 +1,6 @@
 """Every setting and preset. Notebooks, their profiles and the command line choose among these."""
 
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Literal, get_args
 
 # Upstream's thresholds for MTCNN's three networks.
@@ -146,7 +146,7 @@ def check_choices(config, **choices) -> None:
 
 @dataclass(frozen=True)
 class TrainConfig:
-    """One training run. The defaults are the slides'; `--demo` learns the sample on two cores."""
+    """One training run. The defaults are the slides'; other presets are in `PRESETS`."""
 
     encoder: str = "b5"  # a name from ENCODERS (lite0, b3 to b7, …), or any that timm knows
     steps: int = 75_000  # in all; the learning rate falls over them
@@ -206,3 +206,7 @@ DEMO_TRAINING = TrainConfig(  # with lite0's pretrained weights
     augmentation="demo",
     valid_every=1,
 )
+TRANSFER_TRAINING = replace(DEMO_TRAINING, self_blend=0.5)
+Preset = Literal["slides", "demo", "transfer"]
+# By name: on DFDC, for days · on the sample, for a minute · on the sample, for what lies beyond it.
+PRESETS = {"slides": TrainConfig(), "demo": DEMO_TRAINING, "transfer": TRANSFER_TRAINING}

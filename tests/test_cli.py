@@ -52,9 +52,9 @@ OPTIONS = {  # by command and field: options, and the value that they mean
         "": TrainConfig(),
         "--encoder b7": B7,
         "--encoder=b7 --batch 4": replace(B7, batch=4),
-        "--demo": DEMO_TRAINING,
-        "--demo --steps 2 --no-paired": replace(DEMO_TRAINING, steps=2, paired=False),
-        "--demo --encoder b7": replace(DEMO_TRAINING, encoder="b7"),
+        "--preset demo": DEMO_TRAINING,
+        "--preset demo --steps 2 --no-paired": replace(DEMO_TRAINING, steps=2, paired=False),
+        "--preset demo --encoder b7": replace(DEMO_TRAINING, encoder="b7"),
     },
     ("train --work w --run r", "pretrained"): {
         "": None,
@@ -69,9 +69,9 @@ OPTIONS = {  # by command and field: options, and the value that they mean
     [
         ("", False),
         ("--pretrained", True),
-        ("--demo", True),
-        ("--demo --encoder b7", False),
-        ("--demo --pretrained weights", Path("weights")),
+        ("--preset demo", True),
+        ("--preset demo --encoder b7", False),
+        ("--preset demo --pretrained weights", Path("weights")),
     ],
 )
 def test_training_starts_from_the_weights_that_were_asked_for(words, start):
@@ -133,7 +133,7 @@ def test_preprocess_and_train_work_from_the_command_line(small_sample, uncropped
     assert not (work / "masks").exists()
     assert main(call) == 0
     assert "folds: " in capsys.readouterr().out
-    train = ["train", "--work", str(work), "--run", "r", "--demo", "--steps", "2", "--batch", "4"]
+    train = ["train", "--work", str(work), "--run", "r", "--preset", "demo", "--steps", "2", "--batch", "4"]
     assert main(train) == 0
     assert (work / "runs" / "r" / "last.pt").exists()
     assert "2/2" in capsys.readouterr().err

@@ -106,7 +106,7 @@ class Train:
     work: Path  # a work folder that `dfdc preprocess` made
     run: str  # the run's name: runs/<name>
     settings: OmitArgPrefixes[config.TrainConfig]
-    demo: Switch = False  # the demo's settings; lite0 to lite2 also start from ImageNet's weights
+    preset: config.Preset = "slides"  # other defaults · demo, transfer: the sample, on two cores
     pretrained: Weights = None  # start from ImageNet's weights; no value: timm's, or lite's package
     workers: int = 0  # processes that read crops
     keep_every: int = 0  # keep the weights every so many epochs; 0: never
@@ -118,7 +118,8 @@ class Train:
             return self.pretrained[0]
         from dfdc_lib.model import LITE
 
-        return self.pretrained is not None or (self.demo and self.settings.encoder in LITE)
+        small = self.preset != "slides" and self.settings.encoder in LITE
+        return self.pretrained is not None or small
 
     def __call__(self) -> int:
         from dfdc_lib.store import WorkFolder
@@ -244,11 +245,11 @@ class Doctor:
 
 
 def start_settings(
-    demo: Switch = False, encoder: str = config.TrainConfig.encoder
+    preset: config.Preset = "slides", encoder: str = config.TrainConfig.encoder
 ) -> config.TrainConfig:
-    """Choose training's defaults: the demo's, or the slides' with the encoder's own batch."""
-    if demo:
-        return config.DEMO_TRAINING
+    """Choose training's defaults: a preset's; the slides' with the encoder's own batch."""
+    if preset != "slides":
+        return config.PRESETS[preset]
     return config.TrainConfig(encoder=encoder, batch=config.encoder_preset(encoder).batch)
 
 
