@@ -22,13 +22,12 @@ from typing import NamedTuple
 
 import pandas as pd
 
-from benchmarks.measure import stamp
 from dfdc_lib.config import DEMO_TRAINING, TrainConfig
 from dfdc_lib.metrics import auc, log_loss
 from dfdc_lib.store import WorkFolder
 from dfdc_lib.train import score_videos
 from experiments.intervals import compare_seeds
-from experiments.training import Job, prepare_both, train_all
+from experiments.training import Job, describe_run, prepare_both, train_all
 
 TABLE = Path(__file__).with_suffix(".csv")
 # Lite0's share of their own inputs (224, 240 and 260 pixels), so that all three shrink alike; and
@@ -126,7 +125,7 @@ def main() -> None:
         for name, arm in ARMS.items()
     }
     table = pd.DataFrame([line for name in ARMS for line in summarise(name, videos)])
-    table.assign(**stamp("timm")).to_csv(TABLE, index=False, float_format="%.4f")
+    table.assign(**describe_run()).to_csv(TABLE, index=False, float_format="%.4f")
 
 
 if __name__ == "__main__":

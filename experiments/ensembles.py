@@ -21,7 +21,6 @@ from pathlib import Path
 
 import pandas as pd
 
-from benchmarks.measure import stamp
 from dfdc_lib.aggregate import join_videos
 from dfdc_lib.config import DEMO_TRAINING, PredictConfig
 from dfdc_lib.jobs import count_cores, run_jobs
@@ -30,7 +29,7 @@ from dfdc_lib.predict import load_models, predict_videos
 from dfdc_lib.rehearsal.sample import read_methods
 from dfdc_lib.store import WorkFolder
 from experiments.encoders import SIZES
-from experiments.training import UNSEEN, Job, prepare_both, train_all
+from experiments.training import UNSEEN, Job, describe_run, prepare_both, train_all
 
 TABLE = Path(__file__).with_suffix(".csv")
 FRAME_SCORES = Path(__file__).with_name("frame_scores.csv")
@@ -110,7 +109,7 @@ def main() -> None:
     learned, _ = prepare_both()
     train_all(list_jobs(learned))
     models = list_models(learned)
-    faces, made = score_all(UNSEEN, models), stamp("timm")
+    faces, made = score_all(UNSEEN, models), describe_run()
     shown = [name for name in faces if not name.startswith(("larger", "snapshot"))]
     about = "# " + ", ".join(made.values()) + "\n"  # once: a column would double the file
     FRAME_SCORES.write_text(about + faces[shown].to_csv(index=False, float_format="%.3f"))

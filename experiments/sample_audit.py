@@ -38,9 +38,9 @@ from dfdc_lib.rehearsal.sample import make_sample, read_methods, read_recipes
 from dfdc_lib.store import WorkFolder, face_file, read_png, write_png
 from dfdc_lib.train import score_videos, train
 from dfdc_lib.video import probe
+from experiments.training import LEARNED, LEARNED_SEED
 
 TABLE = Path(__file__).with_suffix(".csv")
-UNTUNED_SEED = 2
 
 
 def summarise(check: str, videos: pd.DataFrame, loss: bool = False) -> dict:
@@ -222,14 +222,14 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--data", type=Path, default=Path("data/audit"))
-    data = make_sample(parser.parse_args().data, seed=UNTUNED_SEED, workers=os.cpu_count() or 1)
+    parser.add_argument("--data", type=Path, default=LEARNED)
+    data = make_sample(parser.parse_args().data, seed=LEARNED_SEED, workers=os.cpu_count() or 1)
     versions = " ".join(
         f"{name} {importlib.metadata.version(name)}"
         for name in ("torch", "timm", "opencv-python-headless", "av")
     )
     stamp = {
-        "sample_seed": UNTUNED_SEED,
+        "sample_seed": LEARNED_SEED,
         "date": datetime.date.today().isoformat(),
         "versions": versions,
     }

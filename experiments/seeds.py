@@ -25,7 +25,7 @@ from dfdc_lib.rehearsal.sample import make_sample
 from dfdc_lib.store import WorkFolder
 from dfdc_lib.train import Run, score_held_out, score_videos, train
 from experiments import TINY
-from experiments.sample_audit import UNTUNED_SEED
+from experiments.training import LEARNED_SEED
 
 TABLE = Path(__file__).with_suffix(".csv")
 FOLDS = (0,)
@@ -61,7 +61,7 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--data", type=Path, default=Path("data/audit"))
-    data = make_sample(parser.parse_args().data, seed=UNTUNED_SEED, workers=os.cpu_count() or 1)
+    data = make_sample(parser.parse_args().data, seed=LEARNED_SEED, workers=os.cpu_count() or 1)
     work = WorkFolder.beside(data)
     preprocess(data, work, workers=os.cpu_count() or 1)
     tables = []

@@ -6,11 +6,12 @@ from typing import NamedTuple
 
 import pandas as pd
 
+from benchmarks.measure import stamp
 from dfdc_lib.config import TrainConfig
 from dfdc_lib.dataset import CropReader, read_folds
 from dfdc_lib.jobs import Lost, count_cores, run_jobs
 from dfdc_lib.ops.pipeline import preprocess
-from dfdc_lib.rehearsal.sample import make_sample
+from dfdc_lib.rehearsal.sample import VERSION, make_sample
 from dfdc_lib.store import WorkFolder, write_csv
 from dfdc_lib.train import score_held_out, train
 
@@ -32,6 +33,11 @@ def prepare_both() -> tuple[WorkFolder, WorkFolder]:
     """The sample that networks learn, and a larger one that no network has seen."""
     learned = prepare(LEARNED, LEARNED_SEED)
     return learned, prepare(UNSEEN, UNSEEN_SEED, UNSEEN_ORIGINALS)
+
+
+def describe_run() -> dict[str, str]:
+    """The machine, the date, the versions and the sample's version, for each line of a table."""
+    return stamp("timm") | {"sample": f"version {VERSION}"}
 
 
 class Job(NamedTuple):

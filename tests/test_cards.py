@@ -13,15 +13,17 @@ from huggingface_hub import DatasetCard, ModelCard
 from hypothesis import given
 from hypothesis import strategies as st
 
-from dfdc_lib.config import TrainConfig
+from dfdc_lib.config import DEMO_TRAINING, TrainConfig
 from dfdc_lib.dataset import read_crops, read_folds
 from dfdc_lib.metadata import read_metadata
 from dfdc_lib.metrics import log_loss
 from dfdc_lib.ops import cards
 from dfdc_lib.store import WorkFolder, write_json
-from experiments import TINY
 
 SLIDES = TrainConfig()
+
+
+TINY = replace(DEMO_TRAINING, encoder="tiny")
 
 
 def add_run(work: WorkFolder, name: str, config: TrainConfig, trained_on: str, wrong=0.0) -> Path:

@@ -133,7 +133,19 @@ def test_preprocess_and_train_work_from_the_command_line(small_sample, uncropped
     assert not (work / "masks").exists()
     assert main(call) == 0
     assert "folds: " in capsys.readouterr().out
-    train = ["train", "--work", str(work), "--run", "r", "--preset", "demo", "--steps", "2", "--batch", "4"]
+    train = [
+        "train",
+        "--work",
+        str(work),
+        "--run",
+        "r",
+        "--preset",
+        "demo",
+        "--steps",
+        "2",
+        "--batch",
+        "4",
+    ]
     assert main(train) == 0
     assert (work / "runs" / "r" / "last.pt").exists()
     assert "2/2" in capsys.readouterr().err
