@@ -227,6 +227,33 @@ def demo_transforms(size: int, seed: int | None = None) -> A.Compose:
     return _compose(transforms, seed)
 
 
+def transfer_transforms(size: int, seed: int | None = None) -> A.Compose:
+    """Vary colour and place, and lose detail as cameras and codecs do, for what lies beyond the
+    sample: how sharp a picture is says nothing then, only where it changes."""
+    scales = {"downscale": cv2.INTER_AREA, "upscale": cv2.INTER_CUBIC}
+    losses = [
+        A.Downscale(scale_range=(0.3, 0.9), interpolation_pair=scales),
+        A.GaussianBlur(blur_limit=0, sigma_limit=(0.3, 2.0)),
+        A.MotionBlur(blur_limit=(3, 7)),
+        A.Sharpen(alpha=(0.2, 0.6)),
+    ]
+    transforms = [
+        IsotropicResize(size),
+        A.PadIfNeeded(size, size),
+        A.HorizontalFlip(),
+        _shift_scale_rotate(0.08, 0.2, 12, p=1),
+        A.RandomGamma(gamma_limit=(60, 160), p=0.7),
+        A.RGBShift(25, 25, 25, p=0.7),
+        A.RandomBrightnessContrast(brightness_limit=0.25, contrast_limit=0.35, p=0.8),
+        A.HueSaturationValue(hue_shift_limit=15, sat_shift_limit=40, val_shift_limit=10),
+        A.ToGray(p=0.1),
+        A.OneOf(losses, p=0.6),
+        GaussNoise(variance=(5, 150), p=0.3),
+        A.ImageCompression(quality_range=(30, 95), p=0.6),
+    ]
+    return _compose(transforms, seed)
+
+
 def valid_transforms(size: int, seed: int | None = None) -> A.Compose:
     """Resize, centre on black and normalise, as for every picture outside training."""
     return _compose([IsotropicResize(size), A.PadIfNeeded(size, size)], seed)
@@ -243,5 +270,6 @@ AUGMENTATIONS: dict[str, Callable[..., A.Compose]] = {
     "hard": partial(train_transforms, hard=True),
     "upstream": partial(train_transforms, hard=True, as_upstream=True),
     "demo": demo_transforms,
+    "transfer": transfer_transforms,
     "none": valid_transforms,
 }

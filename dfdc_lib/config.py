@@ -56,7 +56,7 @@ Backend = Literal["auto", "torch", "openvino"]  # what computes a trained networ
 Optimizer = Literal["sgd", "adamw"]  # momentum 0.9, Nesterov, PolyLR · one-cycle
 Precision = Literal["auto", "fp32", "bf16"]
 MixedPrecision = Literal["no", "fp16", "bf16"]  # of training
-Augmentation = Literal["slides", "hard", "upstream", "demo", "none"]
+Augmentation = Literal["slides", "hard", "upstream", "demo", "transfer", "none"]
 BLACKOUTS = ("hard", "upstream")
 # From a frame to crops. "slides": the detector's input by the frame's size, the checkpoint's own
 # margin. "upstream": halved by Pillow, MARGINS["upstream"]. "": as the checkpoints want it.
@@ -146,7 +146,7 @@ def check_choices(config, **choices) -> None:
 
 @dataclass(frozen=True)
 class TrainConfig:
-    """One training run. The defaults are the slides'; other presets are in `PRESETS`."""
+    """One training run. The defaults are the slides'; `--preset` chooses others."""
 
     encoder: str = "b5"  # a name from ENCODERS (lite0, b3 to b7, …), or any that timm knows
     steps: int = 75_000  # in all; the learning rate falls over them
@@ -206,7 +206,9 @@ DEMO_TRAINING = TrainConfig(  # with lite0's pretrained weights
     augmentation="demo",
     valid_every=1,
 )
-TRANSFER_TRAINING = replace(DEMO_TRAINING, self_blend=0.5)
+TRANSFER_TRAINING = replace(  # chosen by experiments/transfer.py
+    DEMO_TRAINING, steps=150, epoch_steps=150, size=192, self_blend=0.5, augmentation="transfer"
+)
 Preset = Literal["slides", "demo", "transfer"]
 # By name: on DFDC, for days · on the sample, for a minute · on the sample, for what lies beyond it.
 PRESETS = {"slides": TrainConfig(), "demo": DEMO_TRAINING, "transfer": TRANSFER_TRAINING}

@@ -1,17 +1,19 @@
 """What experiments with many networks share: two sets of videos, and trainings side by side."""
 
 import os
+import shutil
+from collections.abc import Collection
 from pathlib import Path
 from typing import NamedTuple
 
 import pandas as pd
 
 from benchmarks.measure import stamp
-from dfdc_lib.config import TrainConfig
+from dfdc_lib.config import DEMO_TRAINING, TrainConfig
 from dfdc_lib.dataset import CropReader, read_folds
 from dfdc_lib.jobs import Lost, count_cores, run_jobs
 from dfdc_lib.ops.pipeline import preprocess
-from dfdc_lib.rehearsal.sample import VERSION, make_sample
+from dfdc_lib.rehearsal.sample import VERSION, make_sample, read_methods
 from dfdc_lib.store import WorkFolder, write_csv
 from dfdc_lib.train import score_held_out, train
 
@@ -33,6 +35,22 @@ def prepare_both() -> tuple[WorkFolder, WorkFolder]:
     """The sample that networks learn, and a larger one that no network has seen."""
     learned = prepare(LEARNED, LEARNED_SEED)
     return learned, prepare(UNSEEN, UNSEEN_SEED, UNSEEN_ORIGINALS)
+
+
+def leave_out(data: Path, work: WorkFolder, methods: Collection[str]) -> WorkFolder:
+    """A work folder beside a sample's with the same crops; of these methods' fakes its table has
+    only those of the demo's held-out fold."""
+    rows = read_folds(work)
+    unwanted = rows.video_id.map(read_methods(data)).isin(methods)
+    without = WorkFolder(work.root.with_name(f"{work.root.name}-without-{'-'.join(methods)}"))
+    without.root.mkdir(parents=True, exist_ok=True)
+    for name in ("crops", "masks", "boxes"):
+        link = without.root / name
+        if not link.is_symlink():
+            link.symlink_to((work.root / name).resolve(), target_is_directory=True)
+    shutil.copy(work.recipe, without.recipe)
+    rows[~unwanted | (rows.fold == DEMO_TRAINING.fold)].to_csv(without.folds, index=False)
+    return without
 
 
 def describe_run() -> dict[str, str]:

@@ -20,10 +20,7 @@ from dfdc_lib.metrics import log_loss
 from dfdc_lib.ops import cards
 from dfdc_lib.store import WorkFolder, write_json
 
-SLIDES = TrainConfig()
-
-
-TINY = replace(DEMO_TRAINING, encoder="tiny")
+SLIDES, TINY = TrainConfig(), replace(DEMO_TRAINING, encoder="tiny")
 
 
 def add_run(work: WorkFolder, name: str, config: TrainConfig, trained_on: str, wrong=0.0) -> Path:

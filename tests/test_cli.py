@@ -133,19 +133,7 @@ def test_preprocess_and_train_work_from_the_command_line(small_sample, uncropped
     assert not (work / "masks").exists()
     assert main(call) == 0
     assert "folds: " in capsys.readouterr().out
-    train = [
-        "train",
-        "--work",
-        str(work),
-        "--run",
-        "r",
-        "--preset",
-        "demo",
-        "--steps",
-        "2",
-        "--batch",
-        "4",
-    ]
+    train = f"train --work {work} --run r --preset demo --steps 2 --batch 4".split()
     assert main(train) == 0
     assert (work / "runs" / "r" / "last.pt").exists()
     assert "2/2" in capsys.readouterr().err
