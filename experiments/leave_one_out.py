@@ -30,7 +30,7 @@ from dfdc_lib.store import WorkFolder
 from dfdc_lib.train import score_videos, train
 from experiments import TINY
 from experiments.intervals import compare_auc
-from experiments.sample_audit import UNTUNED_SEED
+from experiments.training import LEARNED_SEED
 
 TABLE = Path(__file__).with_suffix(".csv")
 SEEDS = 3  # seed i holds out part i
@@ -117,7 +117,7 @@ def main() -> None:
     )
     parser.add_argument("--data", type=Path, default=Path("data/audit"))
     args = parser.parse_args()
-    data = make_sample(args.data, seed=UNTUNED_SEED, workers=os.cpu_count() or 1)
+    data = make_sample(args.data, seed=LEARNED_SEED, workers=os.cpu_count() or 1)
     work, methods = WorkFolder.beside(data), pd.Series(read_methods(data))
     preprocess(data, work, workers=os.cpu_count() or 1)
     tables = [run_arm(work, methods, arm, seed) for arm in ARMS for seed in range(SEEDS)]

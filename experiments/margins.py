@@ -46,7 +46,7 @@ from dfdc_lib.store import WorkFolder, face_file, read_png, write_json, write_pn
 from dfdc_lib.train import train
 from experiments import TINY
 from experiments.intervals import compare_auc
-from experiments.sample_audit import UNTUNED_SEED
+from experiments.training import LEARNED_SEED
 
 TABLE = Path(__file__).with_suffix(".csv")
 MARGINS = (0.0, 0.1, 0.2, 0.33, 0.5, 1.0)
@@ -241,7 +241,7 @@ def main() -> None:
             f"with {', '.join(sorted(part))} it is another experiment: name its table with --out"
         )
     data = args.data or make_sample(
-        Path("data/audit"), seed=UNTUNED_SEED, workers=os.cpu_count() or 1
+        Path("data/audit"), seed=LEARNED_SEED, workers=os.cpu_count() or 1
     )
     home = args.work or WorkFolder.beside(data).root
     wide = WorkFolder(home.with_name(f"{home.name}-wide"))

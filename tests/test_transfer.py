@@ -25,10 +25,13 @@ def test_the_second_sample_has_other_settings_and_every_method_everywhere():
 
 def test_methods_are_left_out_of_training_alone(small_sample, work_copy):
     made, key = sample.read_methods(small_sample), ["video_id", "frame_idx", "face_idx"]
-    gone = made[min(made)]
-    rows, without = (read_folds(w) for w in (work_copy, leave_out(small_sample, work_copy, [gone])))
-    lost = (rows.video_id.map(made) == gone) & (rows.fold != DEMO_TRAINING.fold)
+    rows = read_folds(work_copy)
+    training = rows.fold != DEMO_TRAINING.fold
+    gone = sorted({made[v] for v in rows.video_id[training & (rows.label == 1)]})[:1]
+    without = read_folds(leave_out(small_sample, work_copy, [*gone, "swap"]))  # swap: held out
+    lost = rows.video_id.map(made).isin([*gone, "swap"]) & training
     assert lost.any()
+    assert "swap" in set(without.video_id.map(made))
     assert without[key].equals(rows[~lost][key].reset_index(drop=True))
 
 
