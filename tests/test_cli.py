@@ -54,6 +54,7 @@ OPTIONS = {  # by command and field: options, and the value that they mean
         "--encoder=b7 --batch 4": replace(B7, batch=4),
         "--preset demo": DEMO_TRAINING,
         "--preset demo --steps 2 --no-paired": replace(DEMO_TRAINING, steps=2, paired=False),
+        "--preset transfer": config.TRANSFER_TRAINING,
         "--preset demo --encoder b7": replace(DEMO_TRAINING, encoder="b7"),
     },
     ("train --work w --run r", "pretrained"): {
@@ -133,7 +134,8 @@ def test_preprocess_and_train_work_from_the_command_line(small_sample, uncropped
     assert not (work / "masks").exists()
     assert main(call) == 0
     assert "folds: " in capsys.readouterr().out
-    train = f"train --work {work} --run r --preset demo --steps 2 --batch 4".split()
+    train = ["train", "--work", str(work), "--run", "r", "--preset", "demo"]
+    train += ["--steps", "2", "--batch", "4"]
     assert main(train) == 0
     assert (work / "runs" / "r" / "last.pt").exists()
     assert "2/2" in capsys.readouterr().err

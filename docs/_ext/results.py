@@ -35,27 +35,21 @@ def margins(table: pd.DataFrame) -> Lines:
 
 def leave_one_out(table: pd.DataFrame) -> Lines:
     joint = table[table.seed == "all"]
-    methods = list(joint.method.unique())
-    rows = []
-    for arm, part in joint.groupby("arm", sort=False):
-        cells = [f"{r.auc:.2f} ({r.auc_low:.2f} to {r.auc_high:.2f})" for r in part.itertuples()]
-        rows.append(f"| {arm} | " + " | ".join(cells) + " |")
-    return [
-        "| AUC (95 %) | " + " | ".join(methods) + " |",
-        "|---" * (len(methods) + 1) + "|",
-        *rows,
-    ]
+    return auc_table("AUC (95 %)", joint, "arm", "method")
 
 
 def transfer(table: pd.DataFrame) -> Lines:
     mean = table[table.method == "all"]
-    places = list(mean.place.unique())
-    rows = []
-    for recipe, part in mean.groupby("recipe", sort=False):
+    return auc_table("AUC of methods left out, their mean (95 %)", mean, "recipe", "place")
+
+
+def auc_table(title: str, table: pd.DataFrame, row: str, column: str) -> Lines:
+    """AUC with its interval, a line for each value of one column, a cell for each of the other."""
+    names, rows = list(table[column].unique()), []
+    for name, part in table.groupby(row, sort=False):
         cells = [f"{r.auc:.2f} ({r.auc_low:.2f} to {r.auc_high:.2f})" for r in part.itertuples()]
-        rows.append(f"| {recipe} | " + " | ".join(cells) + " |")
-    head = "| AUC of methods left out, their mean (95 %) | " + " | ".join(places) + " |"
-    return [head, "|---" * (len(places) + 1) + "|", *rows]
+        rows.append(f"| {name} | " + " | ".join(cells) + " |")
+    return [f"| {title} | " + " | ".join(names) + " |", "|---" * (len(names) + 1) + "|", *rows]
 
 
 def sample_audit(table: pd.DataFrame) -> Lines:
