@@ -83,6 +83,11 @@ def test_a_caption_below_every_picture_says_whose_it_is(code, prose):
     assert not re.search(rf"\*Synthetic{allowed}", prose)
 
 
+def test_a_cell_that_draws_says_what_its_picture_shows(notebook):
+    drawing = [c for c in code_cells(notebook) if "plt.subplots(" in c.source]
+    assert not [c.source for c in drawing if not c.metadata.get("mystnb", {}).get("image", {})]
+
+
 def test_the_work_folder_that_is_named_is_the_one_that_is_used(code):
     """`--work` sets WORK, and the data folder may be one where nobody can write."""
     everything = "\n".join(code)
