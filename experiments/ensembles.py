@@ -15,7 +15,7 @@ is the model's seed, or a snapshot's epoch.
 """
 
 import argparse
-from collections.abc import Iterable
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -41,6 +41,7 @@ ARMS = {
     "larger": (LARGER, 5, "lite2"),
     "larger, longer": (replace(LARGER, steps=2 * LARGER.steps), 2, "lite2-longer"),
 }
+COMPILED = PredictConfig(backend="openvino", precision="fp32")  # 28 networks: it pays here
 KEEP_EVERY, SNAPSHOTS = 2, (7, 9, 11)  # epochs of the first "longer" run that vote as snapshots
 
 
@@ -69,15 +70,16 @@ def list_models(learned: WorkFolder) -> dict[str, Path]:
     return models | {f"snapshot_{epoch}": folder / f"epoch_{epoch}.pt" for epoch in SNAPSHOTS}
 
 
-def score_faces(videos: Iterable[Path], models: dict[str, Path]) -> pd.DataFrame:
+def score_faces(videos: Sequence[Path], models: dict[str, Path]) -> pd.DataFrame:
     """The faces of some videos: video_id, frame_idx, face_idx and a column a model."""
-    loaded = dict(zip(models, load_models(models.values()).values(), strict=True))
+    loaded = dict(zip(models, load_models(models.values(), COMPILED).values(), strict=True))
     tables = []
-    for verdict in predict_videos(videos, loaded, PredictConfig()):
+    for number, verdict in enumerate(predict_videos(videos, loaded, COMPILED), 1):
         face = ["frame_idx", "face_idx"]
         wide = verdict.faces.pivot_table(index=face, columns="checkpoint", values="p_fake")
         tables.append(wide.reset_index().assign(video_id=verdict.video.stem))
-    print(f"{len(tables)} videos more are scored", flush=True)
+        if number % 24 == 0:
+            print(f"24 videos more are scored, of {len(videos)}", flush=True)
     return pd.concat(tables)
 
 
@@ -85,8 +87,9 @@ def score_all(data: Path, models: dict[str, Path]) -> pd.DataFrame:
     """The faces of all videos of a data set, see `score_faces`; with their video's label, …"""
     videos = read_metadata(data).set_index("video_id")
     paths = [data / file for file in videos.file]
-    jobs = [(paths[i : i + 24], models) for i in range(0, len(paths), 24)]
-    tables = [table for _, table in run_jobs(score_faces, jobs, count_cores(), time_limit=7200)]
+    cores = count_cores()
+    jobs = [(paths[i::cores], models) for i in range(cores)]
+    tables = [table for _, table in run_jobs(score_faces, jobs, cores, time_limit=7200)]
     faces = pd.concat(tables).join(videos[["label", "original_id"]], on="video_id")
     faces = faces.assign(method=faces.video_id.map(read_methods(data)).fillna("original"))
     first = ["video_id", "label", "original_id", "method", "frame_idx", "face_idx"]
@@ -111,6 +114,7 @@ def main() -> None:
     models = list_models(learned)
     faces, made = score_all(UNSEEN, models), describe_run()
     shown = [name for name in faces if not name.startswith(("larger", "snapshot"))]
+    made["sample"] = f"sample {made['sample']}"
     about = "# " + ", ".join(made.values()) + "\n"  # once: a column would double the file
     FRAME_SCORES.write_text(about + faces[shown].to_csv(index=False, float_format="%.3f"))
     videos = []

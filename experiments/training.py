@@ -74,10 +74,8 @@ def train_all(jobs: list[Job], workers: int = 0) -> dict[str, pd.DataFrame]:
 
     Two networks with one core each learn faster than one after the other with two.
     """
-    tables = {}
-    results = run_jobs(
-        train_and_score, ((job,) for job in jobs), workers or count_cores(), "", 7200
-    )
+    tables, workers = {}, min(workers or count_cores(), len(jobs))
+    results = run_jobs(train_and_score, ((job,) for job in jobs), workers, time_limit=7200)
     for (job,), table in results:
         if isinstance(table, Lost):
             raise OSError(f"{job.name}: {table.reason}")

@@ -5,13 +5,10 @@ from collections import defaultdict
 from types import SimpleNamespace
 
 import nbformat
-import pandas as pd
 import pytest
 from matplotlib.figure import Figure
-from test_cards import add_run
 from test_notebooks import FOLDER
 
-from dfdc_lib.config import DEMO_TRAINING, TrainConfig
 from dfdc_lib.store import write_json
 
 
@@ -81,16 +78,3 @@ def test_pretrained_and_from_scratch_differ_in_nothing_else(train_page, capsys):
     capsys.readouterr()
     assert not any(call.pretrained for call in train_page(ENCODER="tiny")[3:])  # no such weights
     assert "not compared: that takes a run of lite0, lite1, lite2" in capsys.readouterr().out
-
-
-def test_an_encoder_is_known_by_the_runs_record(work_copy):
-    """… and not by the name of its folder."""
-    for run, config in (("b7_of_old", TrainConfig(encoder="b5")), ("my_own", DEMO_TRAINING)):
-        folder = add_run(work_copy, run, config, "mine", 0)
-        pd.DataFrame({"valid_video_mean": [0.7, 0.25]}).to_csv(folder / "metrics.csv", index=False)
-    code, names = code_of("08_encoder_comparison"), {"work": work_copy, "names": ["b5", "b7"]}
-    *imports, _, _ = code[0]
-    for source in (*imports, code[2][-1].replace("pd.DataFrame(rows", "table = pd.DataFrame(rows")):
-        exec(source, names)
-    assert names["table"].iloc[:, 0].to_dict() == {DEMO_TRAINING.encoder: 1, "b5": 1, "b7": 0}
-    assert names["table"].iloc[:, 1]["b5"] == 0.25

@@ -11,8 +11,7 @@ from docutils.statemachine import StringList
 from sphinx.application import Sphinx
 from sphinx.util.docutils import SphinxDirective
 
-from dfdc_lib.aggregate import join_videos
-from dfdc_lib.metrics import auc, log_loss
+from dfdc_lib.metrics import log_loss
 
 Lines = list[str]
 
@@ -67,45 +66,39 @@ def sample_audit(table: pd.DataFrame) -> Lines:
     ]
 
 
-def seeds(table: pd.DataFrame) -> Lines:
-    words = {
-        "seed": "eight seeds",
-        "longer": "four seeds, four times as long",
-        "larger": "one larger network",
-    }
-    words["snapshot"] = "the epochs of one of the long runs"
+def encoders(table: pd.DataFrame) -> Lines:
     rows = [
-        "| arm | models | log loss of one: mean (lowest to highest) | of their average |",
+        "| arm | log loss (95 %) | AUC | log loss minus that of … (95 %) |",
         "|---|---|---|---|",
     ]
-    for arm, part in table.groupby("arm", sort=False):
-        alone = [log_loss(m.label, m.p_confident) for _, m in part.groupby(["seed", "epoch"])]
-        mean = part.groupby("video_id")[["label", "p_confident"]].mean()
-        spread = f"{sum(alone) / len(alone):.2f}" + f" ({min(alone):.2f} to {max(alone):.2f})" * (
-            len(alone) > 1
-        )
-        joint = f"{log_loss(mean.label, mean.p_confident):.2f}" if len(alone) > 1 else "—"
-        rows.append(f"| {words[arm]} | {len(alone)} | {spread} | {joint} |")
+    for row in table[table.seed == "all"].itertuples():
+        gain = f"{row.log_loss_gain_value:+.3f} ({row.log_loss_gain_low:+.3f} to "
+        gain += f"{row.log_loss_gain_high:+.3f}), {row.against}"
+        loss = f"{row.log_loss:.3f} ({row.log_loss_low:.3f} to {row.log_loss_high:.3f})"
+        against = gain if isinstance(row.against, str) else "—"
+        rows.append(f"| {row.arm} | {loss} | {row.auc:.3f} | {against} |")
     return rows
 
 
-def frame_scores(table: pd.DataFrame) -> Lines:
-    models = [name for name in table if re.match(r"(seed|longer)_\d", name)]
-    label = table.groupby("video_id").label.first()
+def ensembles(table: pd.DataFrame) -> Lines:
+    words = {
+        "seed": "Lite0",
+        "longer": "Lite0, four times the steps",
+        "snapshot": "epochs of one of these",
+        "larger": "Lite2",
+        "larger, longer": "Lite2, twice the steps",
+    }
     rows = [
-        "| joined by | log loss, mean of the models | AUC, mean of the models |",
-        "|---|---|---|",
+        "| networks | number | log loss of one: mean (lowest to highest) | of their average |",
+        "|---|---|---|---|",
     ]
-    for strategy in ("mean", "confident"):
-        joined = [
-            join_videos(strategy, table[m].to_numpy(), table.video_id.to_numpy()) for m in models
-        ]
-        losses = [log_loss(label[ids], p) for ids, p in joined]
-        areas = [auc(label[ids], p) for ids, p in joined]
-        rows.append(
-            f"| `{strategy}` | {sum(losses) / len(losses):.3f} | {sum(areas) / len(areas):.3f} |"
-        )
-    return [f"{len(table)} faces of {len(label)} videos, {len(models)} models.", "", *rows]
+    for arm, part in table.groupby("arm", sort=False):
+        alone = [log_loss(m.label, m.p_confident) for _, m in part.groupby("number")]
+        mean = part.groupby("video_id")[["label", "p_confident"]].mean()
+        spread = f"{sum(alone) / len(alone):.3f} ({min(alone):.3f} to {max(alone):.3f})"
+        joint = f"{log_loss(mean.label, mean.p_confident):.3f}"
+        rows.append(f"| {words[arm]} | {len(alone)} | {spread} | {joint} |")
+    return rows
 
 
 def procedures(table: pd.DataFrame) -> Lines:
@@ -122,7 +115,7 @@ def procedures(table: pd.DataFrame) -> Lines:
 
 READERS: dict[str, Callable[[pd.DataFrame], Lines]] = {
     f.__name__: f
-    for f in (margins, leave_one_out, transfer, sample_audit, seeds, frame_scores, procedures)
+    for f in (margins, leave_one_out, transfer, sample_audit, encoders, ensembles, procedures)
 }
 
 
