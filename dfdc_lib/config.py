@@ -46,15 +46,17 @@ def encoder_preset(name: str) -> EncoderPreset:
     if name in ENCODERS:
         return ENCODERS[name]
     import timm
+    from timm.models import get_deprecated_models
 
     known = f"{', '.join(ENCODERS)}, or a model that timm knows"
     _require(timm.is_model(name), f"encoder must be one of {known}, got {name!r}")
+    name = get_deprecated_models().get(name, name)  # tf_efficientnet_b7_ns has a longer name now
     return EncoderPreset(name, timm.get_pretrained_cfg(name).input_size[-1], 16, drop_path=0.0)
 
 
 Backend = Literal["auto", "torch", "openvino"]  # what computes a trained network: fast/scorers.py
 Optimizer = Literal["sgd", "adamw"]  # momentum 0.9, Nesterov, PolyLR · one-cycle
-Precision = Literal["auto", "fp32", "bf16"]
+Precision = Literal["auto", "fp32", "fp16", "bf16"]
 MixedPrecision = Literal["no", "fp16", "bf16"]  # of training
 Augmentation = Literal["slides", "hard", "upstream", "demo", "transfer", "none"]
 BLACKOUTS = ("hard", "upstream")

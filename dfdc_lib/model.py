@@ -65,13 +65,23 @@ class DeepfakeClassifier(nn.Module):
         super().__init__()
         self.card = ModelCard(encoder, encoder_preset(encoder).size)
         self.encoder = create_encoder(encoder, pretrained)
-        self.fc = nn.Linear(self.encoder.num_features, 1)
+        width = getattr(self.encoder, "head_hidden_size", self.encoder.num_features)
+        self.fc = nn.Linear(width, 1)
 
     def forward(self, crops: Tensor) -> Tensor:
         """Turn crops (N, 3, S, S), normalised, into logits (N,) of "fake"."""
-        features = self.encoder.forward_features(crops)  # (N, C, S/32, S/32)
-        pooled = features.mean(dim=(2, 3))  # (N, C)
+        pooled = self.encoder(crops)  # (N, C): each feature's mean over the picture
         return self.fc(pooled).squeeze(1)
+
+    def require_size(self, size: int) -> None:
+        """Raise ValueError where the encoder can't take pictures of this size, in pixels."""
+        try:
+            with torch.inference_mode():
+                self.eval()(torch.zeros(1, 3, size, size))
+        except (RuntimeError, ValueError, AssertionError) as error:
+            told = textwrap.shorten(str(error), 200, placeholder=" …")
+            message = f"{self.card.encoder} can't take pictures of {size} pixels: {told}"
+            raise ValueError(message) from error
 
 
 @torch.inference_mode()
@@ -87,7 +97,8 @@ def create_encoder(encoder: str, pretrained: bool | Path | str) -> nn.Module:
 
     preset = encoder_preset(encoder)
     name = preset.timm_name
-    make = partial(timm.create_model, name, drop_path_rate=preset.drop_path, num_classes=0)
+    dropped = {"drop_path_rate": preset.drop_path} if preset.drop_path else {}  # not all have it
+    make = partial(timm.create_model, name, num_classes=0, **dropped)
     if pretrained is True and encoder not in LITE:
         try:
             return make(pretrained=True)

@@ -195,7 +195,7 @@ def describe_decoding(decoded: int, wanted: int, asked: int, missing: int) -> tu
     if missing:
         return "short", f"the file ends {missing} frames before its header says"
     if wanted < asked:
-        return "short", f"{wanted} frames in all, {asked} were asked for"
+        return "short", f"{wanted} of {asked} frames: it has no more"
     return "ok", ""
 
 

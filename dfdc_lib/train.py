@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from dfdc_lib import dataset
 from dfdc_lib.aggregate import STRATEGIES, join_videos
 from dfdc_lib.augment import AUGMENTATIONS, valid_transforms
-from dfdc_lib.config import BLACKOUTS, Margin, TrainConfig
+from dfdc_lib.config import BLACKOUTS, ENCODERS, Margin, TrainConfig
 from dfdc_lib.dataset import CropDataset, CropReader, PairDataset
 from dfdc_lib.jobs import answer_signals
 from dfdc_lib.metrics import log_loss
@@ -105,6 +105,8 @@ class Trainer:
         self.rank, self.world = self.accelerator.process_index, self.accelerator.num_processes
         torch.manual_seed(config.seed)
         self.plain = DeepfakeClassifier(config.encoder, self.pretrained)
+        if config.encoder not in ENCODERS:
+            self.plain.require_size(config.input_size)
         recipe = self.work.read_recipe()
         margin = Margin.parse(recipe["settings"]["margin"])
         self.plain.card = ModelCard(config.encoder, config.input_size, margin, recipe["data"])

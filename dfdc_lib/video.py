@@ -1,10 +1,16 @@
-"""Decode exact frames of a video, as a player shows them: (H, W, 3) uint8 RGB."""
+"""Decode exact frames of a video, as a player shows them: (H, W, 3) uint8 RGB.
 
+A picture counts as a video of one frame.
+"""
+
+import importlib
 import os
 from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
+from functools import cache
 from itertools import islice, pairwise
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -15,6 +21,7 @@ import numpy as np
 from av.codec.context import Flags
 from av.container import InputContainer
 from av.stream import Disposition
+from PIL import Image, ImageOps, UnidentifiedImageError
 
 from dfdc_lib.jobs import count_cores
 
@@ -98,8 +105,38 @@ class _Packet(NamedTuple):
     is_shown: bool  # not cut away by an edit list, nor only there for others to be predicted from
 
 
+@cache
+def picture_formats() -> list[str]:
+    """Pillow's names of the pictures that can be read here."""
+    Image.init()
+    with suppress(ImportError):
+        importlib.import_module("pillow_heif").register_heif_opener()
+    return [name for name in ("JPEG", "MPO", "PNG", "WEBP", "AVIF", "HEIF") if name in Image.OPEN]
+
+
+def read_picture(path: Path) -> np.ndarray | None:
+    """A picture, turned as its Exif data ask; None for what is no picture. Raises VideoError."""
+    if not os.path.isfile(path):
+        return None
+    try:
+        with Image.open(path, formats=picture_formats()) as picture:
+            _require_size(path, *picture.size)
+            return np.asarray(ImageOps.exif_transpose(picture).convert("RGB"))
+    except UnidentifiedImageError:
+        with open(path, "rb") as file:  # FFmpeg would take an iPhone's for a video of its tiles
+            if file.read(12)[4:] in (b"ftypheic", b"ftypheix", b"ftypmif1"):
+                why = "a HEIC picture: pip install pillow-heif"
+                raise VideoError("unreadable", path, why) from None
+        return None
+    except (OSError, SyntaxError, ValueError) as error:
+        raise VideoError("unreadable", path, f"a damaged picture ({error})") from error
+
+
 def probe(path: Path) -> VideoInfo:
     """Read a video's size and rate, and count its frames. Raises what `open_container` raises."""
+    if (picture := read_picture(path)) is not None:
+        height, width = picture.shape[:2]
+        return VideoInfo(width, height, n_frames=1, fps=0.0)
     container, stream = open_container(path)
     packets, frame, coded_as = [], None, stream.codec_context.name
     size = stream.width, stream.height
@@ -181,6 +218,9 @@ def iterate_frames(path: Path, indices: Iterable[int], info: VideoInfo | None = 
     varies. A frame that can't be decoded shifts no other's number: it is known by its packet, not
     by counting. Each frame has its own size. info: what `probe` said.
     """
+    if (picture := read_picture(path)) is not None:
+        yield from [(0, picture)] if 0 in indices else []
+        return
     wanted, info, position = {int(i) for i in indices}, info or probe(path), -1
     last = max(wanted, default=-1)
     container, stream = open_container(path)
@@ -236,7 +276,10 @@ def _read_orientation(frame: av.VideoFrame) -> tuple[int, ...]:
     comes from the file's header, or from H.264's own message, at times with the first frame only.
     Only quarter turns are followed.
     """
-    matrix: Any = frame.side_data.get("DISPLAYMATRIX", b"")
+    try:
+        matrix: Any = frame.side_data.get("DISPLAYMATRIX", b"")
+    except ValueError:  # PyAV does not know of Exif data, which motion JPEG may carry
+        return 1, 0, 0, 1
     a, b, _, c, d, *_ = np.frombuffer(matrix, np.int32).tolist() or (1, 0, 0, 0, 1)
     largest = max(map(abs, (a, b, c, d)))
     a, b, c, d = (int(np.sign(v)) * (100 * abs(v) > largest) for v in (a, b, c, d))

@@ -7,12 +7,14 @@ from pathlib import Path
 import pandas as pd
 import pytest
 import torch
+from PIL import Image
 
 from dfdc_lib import config
 from dfdc_lib.config import DEMO_TRAINING, PredictConfig, PreprocessConfig, TrainConfig
 from dfdc_lib.metadata import read_metadata
 from dfdc_lib.model import DeepfakeClassifier, save_checkpoint
 from dfdc_lib.ops.cli import main, name_pages, read_command
+from dfdc_lib.rehearsal import people
 
 CONFIGS = {"preprocess": PreprocessConfig, "train": TrainConfig, "predict": PredictConfig}
 
@@ -28,7 +30,7 @@ def predict(tmp_path):
     return lambda *words: main(["predict", *map(str, words), *call])
 
 
-@pytest.mark.parametrize("command", ["", "sample", *CONFIGS, "doctor"])
+@pytest.mark.parametrize("command", ["", "sample", "weights", *CONFIGS, "doctor"])
 def test_help_names_every_field_of_the_configurations(command, capsys):
     with pytest.raises(SystemExit) as end:
         main([*command.split(), "--help"])
@@ -161,6 +163,14 @@ def test_a_score_a_page_and_what_the_labels_say(small_sample, predict, tmp_path,
     printed = capsys.readouterr().out
     assert "unreadable" in printed
     assert "the others count as 0.5" in printed
+
+
+def test_a_picture_is_scored_and_gets_a_page(predict, tmp_path, capsys):
+    Image.fromarray(people.portrait("hopper")).save(tmp_path / "a.jpg")
+    assert predict(tmp_path, "--report", tmp_path / "pages") == 0  # found in its folder
+    told = capsys.readouterr().out
+    assert "1 faces in 1 frames (1 of 2 frames: it has no more)" in told
+    assert "<img" in (tmp_path / "pages" / "a.jpg.html").read_text()
 
 
 def test_doctor_tells_good_from_bad(small_sample, work_copy, tmp_path, capsys):

@@ -15,6 +15,7 @@ from torch import nn
 from dfdc_lib.model import DeepfakeClassifier, save_checkpoint
 from dfdc_lib.ops import doctor
 from dfdc_lib.ops.cli import main
+from dfdc_lib.ops.weights import Released
 
 RELEASED_NAME = "final_111_DeepFakeClassifier_tf_efficientnet_b7_ns_0_36"
 
@@ -115,7 +116,7 @@ def test_an_untrained_network_is_called_so_and_one_of_other_data_is_not_blamed()
 def release(path, monkeypatch) -> str:
     """From now on, upstream has released these bytes."""
     digest = hashlib.sha256(path.read_bytes()).hexdigest()
-    monkeypatch.setitem(doctor.RELEASED, RELEASED_NAME, digest)
+    monkeypatch.setitem(doctor.RELEASED, RELEASED_NAME, Released(path.stat().st_size, digest))
     return digest
 
 
@@ -153,7 +154,30 @@ def test_the_libraries_and_the_files_of_a_folder_are_told(tmp_path, monkeypatch,
     (tmp_path / "notes.txt").touch()
     assert main(["doctor", "--checkpoint", str(tmp_path)]) == 1
     printed = capsys.readouterr().out
-    assert "1 of 7 by name (release 0.0.1 of https://github.com/selimsef" in printed
+    assert "1 of 7 by name (`dfdc weights` downloads them)" in printed
     (bad,) = (line for line in printed.splitlines() if line.startswith("BAD"))
     assert RELEASED_NAME in bad
     assert printed.count("the network") == 2  # B3 and B7
+
+
+@pytest.mark.parametrize(
+    ("capability", "built", "fits"),
+    [
+        ((7, 5), ["sm_75", "sm_80", "sm_90"], True),
+        ((8, 6), ["sm_75", "sm_80", "sm_90"], True),
+        ((6, 0), ["sm_75", "sm_80", "sm_90"], False),  # a P100
+        ((7, 0), ["sm_75", "compute_75"], False),  # a V100
+        ((12, 0), ["sm_90"], False),
+        ((12, 0), ["sm_90", "compute_90"], True),
+        ((9, 0), ["sm_90a"], True),
+    ],
+)
+def test_a_gpu_that_torch_was_not_built_for_is_told(monkeypatch, capability, built, fits):
+    stand_in = {"is_available": True, "get_device_capability": capability, "get_arch_list": built}
+    stand_in |= {"get_device_name": "a card", "is_bf16_supported": capability >= (8, 0)}
+    for name, value in stand_in.items():
+        monkeypatch.setattr(torch.cuda, name, lambda *_, value=value, **__: value)
+    finding = doctor.check_gpu()
+    assert finding.ok == fits
+    assert ("not bf16" in finding.found) == (capability < (8, 0))
+    assert fits or ", ".join(built) in finding.advice

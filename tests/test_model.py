@@ -18,6 +18,7 @@ from dfdc_lib.model import (
     score,
 )
 from dfdc_lib.ops.cost import cost_of
+from dfdc_lib.train import balanced_loss
 
 
 @pytest.fixture(scope="module")
@@ -173,3 +174,34 @@ def test_costs_are_those_of_the_encoders_paper(name, size, features, parameters,
     assert cost.macs == pytest.approx(macs, rel=0.04)
     quarter = cost_of(name, size // 2)  # activations grow with the area
     assert cost.kept_bytes == pytest.approx(4 * quarter.kept_bytes, rel=0.05)
+
+
+OF_ALL_KINDS = """
+    resnet10t resnest14d resnext26ts vgg11 mobilenetv3_small_050 mobilenetv2_035 tinynet_e
+    efficientnet_b0 tf_efficientnet_b0_ns tf_efficientnetv2_b0.in1k mixnet_s regnetx_002 regnety_002
+    densenet121 dla34 convnext_atto vit_tiny_patch16_224 deit_tiny_patch16_224
+    swin_tiny_patch4_window7_224 mixer_s32_224 ghostnet_050 levit_128s mobilevit_xxs
+    edgenext_xx_small poolformer_s12 repvgg_a0
+""".split()  # noqa: SIM905
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", OF_ALL_KINDS)
+def test_any_encoder_of_timm_learns_and_comes_back(name, tmp_path):
+    torch.manual_seed(0)
+    model = DeepfakeClassifier(name)
+    model.require_size(model.card.size)
+    crops = torch.randn(2, 3, model.card.size, model.card.size)
+    before = [p.detach().clone() for p in model.encoder.parameters()]
+    loss = balanced_loss(model.train()(crops), torch.tensor([0.0, 1.0]), 0.01)
+    loss.backward()
+    torch.optim.SGD(model.parameters(), 0.01).step()
+    moved = [not torch.equal(a, b) for a, b in zip(before, model.encoder.parameters(), strict=True)]
+    assert sum(moved) > len(moved) / 2  # the encoder learns, and not only the last layer
+    save_checkpoint(tmp_path / "m.pt", model)
+    assert torch.equal(score(load_checkpoint(tmp_path / "m.pt"), crops), score(model, crops))
+
+
+def test_a_size_that_an_encoder_can_not_take_is_one_clear_line():
+    with pytest.raises(ValueError, match="vit_tiny_patch16_224 can't take pictures of 128 pixels"):
+        DeepfakeClassifier("vit_tiny_patch16_224").require_size(128)

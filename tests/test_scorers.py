@@ -93,3 +93,35 @@ compile_network(torch.nn.Conv2d(3, 1, 3), torch.zeros(1, 3, 8, 8), (-1, 3, 8, 8)
     command = [sys.executable, "-c", script]
     ran = subprocess.run(command, env=plain, capture_output=True, text=True, check=True)
     assert "told" not in ran.stdout
+
+
+@pytest.mark.parametrize(
+    ("wanted", "device", "large", "bf16", "number"),
+    [
+        ("auto", "cuda", True, True, torch.float16),  # as upstream
+        ("auto", "cuda", False, True, torch.float32),
+        ("bf16", "cuda", True, True, torch.bfloat16),
+        ("bf16", "cuda", True, False, "choose fp16 or fp32"),  # a T4
+        ("fp16", "cuda", False, False, torch.float16),
+        ("auto", "cpu", True, True, torch.bfloat16),
+        ("auto", "cpu", True, False, torch.float32),
+        ("bf16", "cpu", False, False, torch.float32),
+        ("fp16", "cpu", True, True, "choose bf16 or fp32"),
+        ("fp32", "cpu", True, True, torch.float32),
+    ],
+)
+def test_numbers_are_those_that_the_machine_computes_in(
+    monkeypatch, wanted, device, large, bf16, number
+):
+    def emulated_too(including_emulation=True):
+        return bf16 or including_emulation
+
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", emulated_too)
+    monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: bf16)
+    monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: False)
+    given = (wanted, torch.device(device), large)
+    if isinstance(number, str):
+        with pytest.raises(ValueError, match=number):
+            scorers.choose_precision(*given)
+    else:
+        assert scorers.choose_precision(*given) == number

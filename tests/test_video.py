@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from av.stream import Disposition
 from conftest import set_matrix, write_intra_video
+from PIL import Image
 
 from dfdc_lib import video
 from dfdc_lib.rehearsal.film import write_video
@@ -325,3 +326,76 @@ def test_two_videos_that_are_read_in_turn_do_not_mix(tmp_path):
     numbers = [next(begun)[0]]
     assert numbers_of(tmp_path / "b.mp4") == same(range(24))
     assert numbers + [frame_idx for frame_idx, _ in begun] == list(range(24))
+
+
+UPRIGHT = np.kron(
+    np.random.default_rng(0).integers(0, 255, (2, 3, 3)), np.ones((24, 24, 1))
+).astype(np.uint8)
+AS_STORED = {  # Exif's orientation → the pixels of a file that is to be shown upright
+    1: UPRIGHT,
+    2: UPRIGHT[:, ::-1],
+    3: UPRIGHT[::-1, ::-1],
+    5: UPRIGHT.swapaxes(0, 1),
+    6: np.rot90(UPRIGHT, 1),
+    8: np.rot90(UPRIGHT, -1),
+}
+
+
+def save_picture(path, orientation=1, **how):
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    Image.fromarray(np.ascontiguousarray(AS_STORED[orientation])).save(path, exif=exif, **how)
+    return path
+
+
+@pytest.mark.parametrize("orientation", AS_STORED)
+@pytest.mark.parametrize(
+    ("suffix", "how"), [("jpg", {"quality": 98}), ("png", {}), ("webp", {"lossless": True})]
+)
+def test_a_picture_is_an_upright_video_of_one_frame(tmp_path, suffix, how, orientation):
+    path = save_picture(tmp_path / f"a.{suffix}", orientation, **how)
+    info = video.probe(path)
+    assert (info.width, info.height, info.n_frames) == (72, 48, 1)
+    ((number, frame),) = video.iterate_frames(path, range(3), info)
+    assert number == 0
+    assert np.abs(frame.astype(int) - UPRIGHT).mean() < (2 if suffix == "jpg" else 1e-9)
+    assert list(video.iterate_frames(path, [1])) == []
+
+
+@pytest.mark.parametrize("mode", ["L", "RGBA", "P", "CMYK"])
+def test_other_pictures_become_rgb(tmp_path, mode):
+    path = tmp_path / ("a.jpg" if mode == "CMYK" else "a.png")
+    Image.fromarray(UPRIGHT).convert(mode).save(path)
+    ((_, frame),) = video.iterate_frames(path, [0])
+    assert frame.shape == UPRIGHT.shape
+
+
+def test_a_damaged_picture_has_a_status(tmp_path):
+    whole = save_picture(tmp_path / "a.png").read_bytes()
+    (tmp_path / "cut.png").write_bytes(whole[: len(whole) // 2])
+    heic = b"\0\0\0\x18ftypheic" + bytes(40)
+    (tmp_path / "phone.heic").write_bytes(heic)
+    for name, why in (("cut.png", "a damaged picture"), ("phone.heic", "install pillow-heif")):
+        with pytest.raises(video.VideoError, match=why) as caught:
+            video.probe(tmp_path / name)
+        assert caught.value.status == "unreadable"
+
+
+def test_a_picture_larger_than_8k_is_refused_unread(tmp_path, monkeypatch):
+    monkeypatch.setattr(video, "LARGEST_FRAME", 48 * 71)
+    with pytest.raises(video.VideoError, match="72 x 48") as caught:
+        video.probe(save_picture(tmp_path / "a.png"))
+    assert caught.value.status == "too_large"
+
+
+def test_motion_jpeg_may_carry_exif(tmp_path):
+    jpeg = save_picture(tmp_path / "a.jpg", quality=98).read_bytes()
+    with av.open(str(tmp_path / "a.avi"), "w") as container:
+        stream = container.add_stream("mjpeg", rate=10, width=72, height=48, pix_fmt="yuvj420p")
+        for number in range(3):
+            packet = av.Packet(jpeg)
+            packet.stream, packet.pts, packet.dts = stream, number, number
+            container.mux(packet)
+    frames = list(video.iterate_frames(tmp_path / "a.avi", [0, 2]))
+    assert [number for number, _ in frames] == [0, 2]
+    assert np.abs(frames[0][1].astype(int) - UPRIGHT).mean() < 4

@@ -68,29 +68,52 @@ def make_scorer(
 ) -> Callable[[Tensor], Tensor]:
     """Return a faster `model.score` for a model whose weights no longer change.
 
-    precision: "bf16" holds only where the processor computes with it. By "auto" a large network
-    takes bf16; a small one stays in torch and fp32.
+    precision: see `choose_precision`. By "auto" a small network stays in torch and fp32.
     """
     device = model.fc.weight.device
     large = sum(p.numel() for p in model.parameters()) >= LARGE
-    low = precision == "bf16" or (precision == "auto" and large)
+    number = choose_precision(precision, device, large)
     if choose_backend(backend if large or backend != "auto" else "torch", device) == "openvino":
-        request = Request(_compile_classifier(model, low))
+        request = Request(_compile_classifier(model, number))
         return lambda crops: request(crops)[0].float().sigmoid()
-    able = torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
-    low = low and (able or device.type == "cuda")
     model.to(memory_format=torch.channels_last)
 
     def score_by_torch(crops: Tensor) -> Tensor:
-        with torch.autocast(device.type, torch.bfloat16, enabled=low):
+        with torch.autocast(device.type, number, enabled=number != torch.float32):
             return score(model, crops.to(memory_format=torch.channels_last))
 
     return score_by_torch
 
 
-def _compile_classifier(model: DeepfakeClassifier, low: bool):
-    able = "BF16" in _import_openvino().Core().get_property("CPU", "OPTIMIZATION_CAPABILITIES")
-    settings: dict = {"INFERENCE_PRECISION_HINT": "bf16" if low and able else "f32"}
+def has_bf16(device: torch.device) -> bool:
+    """Does this device compute in bfloat16, and not only imitate it, as a T4 does?"""
+    if device.type == "cuda":
+        return torch.cuda.is_bf16_supported(including_emulation=False)
+    return torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
+
+
+def choose_precision(precision: Precision, device: torch.device, large: bool) -> torch.dtype:
+    """What a network is computed in. "auto": fp32 for a small one; for a large one fp16 on a GPU,
+    as upstream, and bf16 on a CPU.
+
+    On a CPU without bf16 it is fp32. Raises ValueError for fp16 on a CPU, and for bf16 on a GPU
+    that can only imitate it.
+    """
+    on_gpu = device.type == "cuda"
+    if precision == "auto":
+        precision = "fp32" if not large else "fp16" if on_gpu else "bf16"
+    if precision == "fp16" and not on_gpu:
+        raise ValueError("fp16 is for GPUs: choose bf16 or fp32")
+    if precision == "bf16" and not has_bf16(device):
+        if on_gpu:
+            raise ValueError("this GPU does not compute in bf16: choose fp16 or fp32")
+        precision = "fp32"
+    return {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}[precision]
+
+
+def _compile_classifier(model: DeepfakeClassifier, number: torch.dtype):
+    hint = "bf16" if number == torch.bfloat16 else "f32"
+    settings: dict = {"INFERENCE_PRECISION_HINT": hint}
     # A process that shares the machine has been given its own number.
     settings["INFERENCE_NUM_THREADS"] = torch.get_num_threads()
     example = torch.zeros(1, 3, model.card.size, model.card.size)

@@ -22,15 +22,16 @@ from tyro.constructors import ConstructorRegistry, PrimitiveConstructorSpec
 
 from dfdc_lib import config
 from dfdc_lib.jobs import TIME_LIMIT, answer_signals, count_cores
+from dfdc_lib.ops.weights import RELEASED, choose_names, fetch_weights, find_weights, weights_folder
 from dfdc_lib.progress import progress_bar
 
 GOES_ON = "what is done is kept, and the same command goes on from there"
 # How options look; a margin is one word.
 Switch = FlagCreatePairsOff[bool]
-SEVERAL = arg(metavar="VIDEO_OR_FOLDER …", help_behavior_hint="(required)")
+SEVERAL = arg(metavar="VIDEO_PICTURE_OR_FOLDER …", help_behavior_hint="(required)")
 Videos = Annotated[Positional[tuple[Path, ...]], SEVERAL]
 Files = Annotated[tuple[Path, ...], arg(metavar="FILE …")]
-Weights = Annotated[tuple[Path, ...] | None, arg(metavar="[FILE_OR_FOLDER]")]
+Start = Annotated[tuple[Path, ...] | None, arg(metavar="[FILE_OR_FOLDER]")]
 MARGIN = PrimitiveConstructorSpec(
     nargs=1,
     metavar="SHARE_OR_NAME",
@@ -107,7 +108,7 @@ class Train:
     run: str  # the run's name: runs/<name>
     settings: OmitArgPrefixes[config.TrainConfig]
     preset: config.Preset = "slides"  # other defaults · demo, transfer: the sample, on two cores
-    pretrained: Weights = None  # start from ImageNet's weights; no value: timm's, or lite's package
+    pretrained: Start = None  # start from ImageNet's weights; no value: timm's, or lite's package
     workers: int = 0  # processes that read crops
     keep_every: int = 0  # keep the weights every so many epochs; 0: never
     overwrite: Switch = False  # replace a run of this name that has other settings
@@ -138,12 +139,28 @@ class Train:
 
 
 @dataclass
-class Predict:
-    """Score videos: is it a fake?"""
+class Weights:
+    """Fetch the winner's seven networks (1.9 GB), and check them; a stopped call goes on."""
 
-    videos: Videos  # videos, or folders that hold some at any depth
-    checkpoint: Files  # one or more; the mean of their scores counts
+    folder: Positional[Path] = field(default_factory=weights_folder)  # where they go
+    only: str = ""  # the networks of these seeds, such as 111,555; without it, all
+    mirror: str = ""  # an address or a folder that has the files; without it, upstream's release
+
+    def __call__(self) -> int:
+        from dfdc_lib.ops.doctor import check_checkpoints
+
+        progress = progress_bar("bytes")
+        paths = fetch_weights(self.folder, choose_names(self.only), self.mirror, progress)
+        return print_findings(check_checkpoints(paths))
+
+
+@dataclass
+class Predict:
+    """Score videos and pictures: is it a fake?"""
+
+    videos: Videos  # videos, pictures, or folders that hold some at any depth
     settings: OmitArgPrefixes[config.PredictConfig]
+    checkpoint: Files = ()  # the mean of their scores counts; without it, those of `dfdc weights`
     out: Path | None = None  # write a submission here, status.csv and predictions.parquet beside it
     fallback: float | None = None  # the score to submit for videos that have none
     labels: Path | None = None  # the truth: a data folder, or a CSV with filename and label
@@ -161,13 +178,13 @@ class Predict:
         videos, others = submission.find_videos(self.videos)
         if others:
             told = f"{len(others)} files, such as {others[0]}"
-            print(f"left out, not videos by their names: {told}", file=sys.stderr)
+            print(f"left out, neither videos nor pictures by their names: {told}", file=sys.stderr)
         labels = submission.read_labels(self.labels) if self.labels else {}
         if labels:
             submission.match_labels(videos, labels)
         if self.out:
             submission.check_results(self.out, self.labels)
-        models = load_models(self.checkpoint, self.settings)
+        models = load_models(self.checkpoint or choose_released(), self.settings)
         if any(scorer.model.card.trained_on == "sample" for scorer in models.values()):
             print(f"warning: {REHEARSAL_WARNING}", file=sys.stderr)
         workers = min(len(videos) - 1, 1) if self.workers is None else self.workers
@@ -186,6 +203,16 @@ class Predict:
             print(f"wrote {self.out}, with {beside} beside it")
         print(submission.describe_scores(in_order, labels, self.fallback))
         return 0 if all(verdict.p_fake is not None for verdict in in_order) else 1
+
+
+def choose_released() -> list[Path]:
+    """The winner's networks, where they have been fetched. Raises ValueError."""
+    paths = find_weights()
+    if not paths:
+        other = "--checkpoint names another, such as the demo's runs/start_here/last.pt"
+        raise ValueError(f"no network: `dfdc weights` fetches the winner's; {other}")
+    print(f"with {len(paths)} of the winner's {len(RELEASED)} networks", file=sys.stderr)
+    return paths
 
 
 def name_pages(names: dict[Path, str]) -> dict[Path, str]:
@@ -233,15 +260,20 @@ class Doctor:
         if self.work:
             how = {"pictures": self.pictures, "strike": self.strike}
             findings += check_work(WorkFolder(self.work), **how)
-        findings += check_checkpoints(self.checkpoint)
-        for finding in findings:
-            advice = f" ({finding.advice})" if finding.advice else ""
-            print(f"{'ok ' if finding.ok else 'BAD'} {finding.what}: {finding.found}{advice}")
+        code = print_findings(findings + check_checkpoints(self.checkpoint))
         if self.data and self.estimate:
             print(f"preprocessing all of {self.data} by {self.estimate} workers takes about:")
             table = estimate_run(self.data, self.estimate)
             print(table.to_string(index=False, float_format="{:,.2f}".format))
-        return 0 if all(finding.ok for finding in findings) else 1
+        return code
+
+
+def print_findings(findings: Sequence) -> int:
+    """Print the doctor's findings; return the exit code, 1 where one is bad."""
+    for finding in findings:
+        advice = f" ({finding.advice})" if finding.advice else ""
+        print(f"{'ok ' if finding.ok else 'BAD'} {finding.what}: {finding.found}{advice}")
+    return 0 if all(finding.ok for finding in findings) else 1
 
 
 def start_settings(
@@ -277,7 +309,7 @@ def parse_words(words: Sequence[str]) -> Callable[[], int]:
     training, _ = tyro.cli(start_settings, args=words, return_unknown_args=True, add_help=False)
     train = tyro.conf.subcommand("train", default=Train(tyro.MISSING, tyro.MISSING, training))
     return tyro.cli(
-        Sample | Preprocess | Annotated[Train, train] | Predict | Doctor,
+        Sample | Preprocess | Annotated[Train, train] | Weights | Predict | Doctor,
         prog="dfdc",
         description="The DFDC 1st-place solution, step by step.",
         args=words,

@@ -19,30 +19,17 @@ from torch import Tensor, nn
 
 from dfdc_lib.augment import valid_transforms
 from dfdc_lib.config import Margin
+from dfdc_lib.fast.scorers import has_bf16
 from dfdc_lib.geometry import cut_face
 from dfdc_lib.metadata import read_metadata
 from dfdc_lib.metrics import auc
 from dfdc_lib.model import DeepfakeClassifier, load_checkpoint
+from dfdc_lib.ops.weights import RELEASED, UPSTREAM
 from dfdc_lib.rehearsal.film import Shot, film
 from dfdc_lib.rehearsal.manipulate import eyes_to_mouth
 from dfdc_lib.rehearsal.people import LANDMARKS
 from dfdc_lib.rehearsal.sample import METHODS, SIZES, Fake, falsify
 
-UPSTREAM = "https://github.com/selimsef/dfdc_deepfake_challenge"
-# Release 0.0.1: seven B7 from five seeds; a name ends with fold and epoch. The release gives no
-# checksums: these sha256 come from Git LFS pointers to the same files elsewhere.
-RELEASED = {
-    f"final_{seed}_DeepFakeClassifier_tf_efficientnet_b7_ns_{epoch}": digest
-    for seed, epoch, digest in (
-        (111, "0_36", "9db77ab9318863e2f8ab287c8eb83c2232584b82dc2fb41f1d614ddd7900cccb"),
-        (555, "0_19", "e2f0066a8ff036add2f5b418d2eba1051c2d2788f84168f00a85207f3b666e04"),
-        (777, "0_29", "9fe4311d551a9cbaa1475dbcd6b15fccb31a1e17a8d63069e90a8899aef03b5c"),
-        (777, "0_31", "00dd6cd9466cddfd7da7c333d8fecae81593307827093deaf4d7cdf704bc8bfa"),
-        (888, "0_37", "d4a2bb4aefde59e045463ad469ed9660765beb086f65a09f9478ab060d403c7c"),
-        (888, "0_40", "c1d326a6651011390efe602e42cb8228232d6d18a15c404cf85d7233482f6d6d"),
-        (999, "0_23", "849036dc211387420412feb68c7451e98a948072b94e213e1104e2f2bf7791ad"),
-    )
-}
 # The logits of `draw_rings` by networks with `formula_weights`, computed in 64 bits.
 GOLDEN = {"b3": (1.838554, 0.340911), "b7": (-0.368270, 2.170032)}
 
@@ -61,14 +48,37 @@ def check_environment() -> list[Finding]:
     python = Finding("Python", True, platform.python_version())
     needed = importlib.metadata.requires("dfdc-lib") or []
     names = [re.split(r"[^\w.-]", line)[0] for line in needed if "extra ==" not in line]
-    none = f"none: {os.cpu_count()} CPU cores do the work, enough for a demo"
-    gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else none
     faster = "without a GPU, finding faces and scoring are several times faster with it"
     openvino = _check_package("openvino", faster)._replace(ok=True)
     free = shutil.disk_usage(".").free / 1e9
     needs = "the demo needs 2 GB, DFDC 470 GB and as much again for crops"
     disk = Finding("free disk", free > 2, f"{free:.0f} GB", needs)
-    return [python, *map(_check_package, names), openvino, Finding("GPU", True, gpu), disk]
+    return [python, *map(_check_package, names), openvino, check_gpu(), disk]
+
+
+def check_gpu() -> Finding:
+    """Check that the installed torch was built for this machine's GPU, if there is one."""
+    if not torch.cuda.is_available():
+        cores = f"none: {os.cpu_count()} CPU cores do the work, enough for a demo"
+        return Finding("GPU", True, cores)
+    major, minor = torch.cuda.get_device_capability()
+    built = torch.cuda.get_arch_list()
+    numbers = "fp16 and bf16" if has_bf16(torch.device("cuda")) else "fp16, not bf16"
+    found = f"{torch.cuda.get_device_name()}, {major}.{minor}: computes in {numbers}"
+    if any(runs_on(architecture, major, minor) for architecture in built):
+        return Finding("GPU", True, found)
+    fix = f"torch {torch.__version__} was built for {', '.join(built)}: install another release"
+    return Finding("GPU", False, found, fix)
+
+
+def runs_on(architecture: str, major: int, minor: int) -> bool:
+    """Does code built for an architecture, such as sm_75, run on a GPU of this capability?
+
+    sm_75 is for GPUs from 7.5 to 7.9; compute_75 is compiled there, for all from 7.5 on.
+    """
+    kind, _, number = architecture.partition("_")
+    built = divmod(int(re.sub(r"\D", "", number)), 10)
+    return built <= (major, minor) and (kind == "compute" or built[0] == major)
 
 
 def _check_package(name: str, why: str = "./run_all.sh installs it") -> Finding:
@@ -101,7 +111,7 @@ def check_checkpoints(paths: Sequence[Path]) -> list[Finding]:
             files = [file for file in inside if file.suffix == ".pt" or file.name in RELEASED]
             n_here = len(RELEASED.keys() & {file.name for file in files})
             found = f"{n_here} of {len(RELEASED)} by name"
-            where = f"release 0.0.1 of {UPSTREAM} has all" if n_here < len(RELEASED) else ""
+            where = "`dfdc weights` downloads them" if n_here < len(RELEASED) else ""
             findings.append(Finding(f"released weights in {path}", bool(files), found, where))
         for file in files:
             findings += check_checkpoint(file)
@@ -164,9 +174,9 @@ def check_checkpoint(path: Path) -> list[Finding]:
     if path.is_file() and os.access(path, os.R_OK):
         with open(path, "rb") as file:
             digest = hashlib.file_digest(file, "sha256").hexdigest()
-        if RELEASED.get(path.name, digest) != digest:
-            wrong = "not what upstream released under this name: download it again"
-    source = next((name for name, sha256 in RELEASED.items() if sha256 == digest), "")
+        if path.name in RELEASED and RELEASED[path.name].sha256 != digest:
+            wrong = "not what upstream released under this name: `dfdc weights` downloads it"
+    source = next((name for name, released in RELEASED.items() if released.sha256 == digest), "")
     try:
         model = load_checkpoint(path)
     except (OSError, RuntimeError, ValueError) as error:

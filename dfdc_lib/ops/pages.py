@@ -36,26 +36,29 @@ def write_page(verdict: Verdict, models: dict[str, Scorer], out: Path) -> Path:
     cards = {name: scorer.model.card for name, scorer in models.items()}
     is_rehearsal = any(card.trained_on == "sample" for card in cards.values())
     values: dict = {"verdict": verdict, "cards": cards, "credit": credit(verdict.video)}
-    values |= {"warning": REHEARSAL_WARNING if is_rehearsal else "", "suspects": ""}
+    values |= {"warning": REHEARSAL_WARNING if is_rehearsal else "", "suspects": "", "maps": []}
     if verdict.p_fake is not None:
         rates = (0.5, 0.1, 0.01, 0.001)
         values["base_rates"] = {rate: at_base_rate(verdict.p_fake, rate) for rate in rates}
         values["timeline"] = embed(plot_people(verdict.faces))
         crops, maps, titles = explain_suspects(verdict, models, 4)
-        titles += [""] * len(maps)
+        titles, values["maps"] = titles + [""] * len(maps), maps
         if crops:  # else no frame can be read again
             values["suspects"] = embed(show_pictures([*crops, *maps], titles, columns=len(crops)))
     return write_text(out, TEMPLATES.get_template("page.html").render(values))
 
 
-def explain(model: DeepfakeClassifier, crop: torch.Tensor) -> np.ndarray:
+def explain(model: DeepfakeClassifier, crop: torch.Tensor) -> np.ndarray | None:
     """Grad-CAM (arXiv 1610.02391): where the evidence for "fake" lies, (S, S) float32 in [0, 1].
 
     crop: (3, S, S), normalised. A feature's weight is its mean gradient. After an average and one
-    linear layer, as here, that is the layer's weight, up to a factor.
+    linear layer, as in an EfficientNet, that is the layer's weight, up to a factor. None for an
+    encoder that ends otherwise.
     """
     with torch.inference_mode():
         features = model.encoder.forward_features(crop[None].to(model.fc.weight.device))[0]
+        if features.ndim != 3 or len(features) != model.fc.in_features:
+            return None
         heat = torch.einsum("c,chw->hw", model.fc.weight[0], features).relu().cpu().numpy()
     heat = cv2.resize(heat - heat.min(), crop.shape[1:])
     return heat / max(heat.max(), 1e-7)
@@ -84,9 +87,10 @@ def explain_suspects(
     for row in suspects[suspects.frame_idx.isin(list(frames))].itertuples():
         crop = cut_crop(frames[row.frame_idx], np.array([row.x0, row.y0, row.x1, row.y1]), cut)
         view = valid_transforms(cut.size)(image=crop)["image"]
-        colours = plt.get_cmap("magma")(explain(model, view))[..., :3] * 255
         crops.append(undo_normalise(view))
-        maps.append((0.5 * crops[-1] + 0.5 * colours).round().astype(np.uint8))
+        if (heat := explain(model, view)) is not None:
+            colours = plt.get_cmap("magma")(heat)[..., :3] * 255
+            maps.append((0.5 * crops[-1] + 0.5 * colours).round().astype(np.uint8))
         titles.append(f"frame {row.frame_idx}, person {row.face_idx}\np_fake {row.p_fake:.2f}")
     return crops, maps, titles
 

@@ -38,10 +38,11 @@ from dfdc_lib.video import printable
 
 # Another run tries these again: they may be the disk's fault or the machine's.
 TRIED_AGAIN = ("unreadable", "detect_error", "missing_file", "crashed", "timeout", "out_of_memory")
-# Names of videos in a folder: the formats of `video.CONTAINERS`.
+# Names of videos in a folder, the formats of `video.CONTAINERS`, and of pictures.
 VIDEO_NAME = re.compile(
     r"(?!\._).*\.(mp4|m4v|mov|qt|3gp|3g2|avi|divx|mkv|webm|ivf|ts|mts|m2ts|m2t|tod|mpe?g|mpe|mpv"
-    r"|m1v|m2v|vob|mod|flv|f4v|wmv|asf|ogv|ogm|mxf|rm|rmvb|dv|nut|h264|264|avc|h265|265|hevc)",
+    r"|m1v|m2v|vob|mod|flv|f4v|wmv|asf|ogv|ogm|mxf|rm|rmvb|dv|nut|h264|264|avc|h265|265|hevc"
+    r"|jpe?g|png|webp|avif|heic|heif)",
     re.IGNORECASE | re.DOTALL,
 )
 STATUS, PREDICTIONS = "status.csv", "predictions.parquet"  # beside a submission
@@ -164,7 +165,9 @@ def find_videos(inputs: Iterable[Path | str]) -> tuple[list[Path], list[Path]]:
             files = sorted(path for path in given.rglob("*") if not path.is_dir())
             named = [path for path in files if VIDEO_NAME.fullmatch(path.name)]
             if not named:
-                raise FileNotFoundError(f"no video (.mp4, .mov, .mkv, .avi, …) in {given}")
+                raise FileNotFoundError(
+                    f"no video or picture (.mp4, .mov, .mkv, .jpg, .png, …) in {given}"
+                )
             videos += named
             others += sorted(set(files) - set(named))
         elif given.exists() or given.is_symlink():
