@@ -218,10 +218,10 @@ def iterate_frames(path: Path, indices: Iterable[int], info: VideoInfo | None = 
     varies. A frame that can't be decoded shifts no other's number: it is known by its packet, not
     by counting. Each frame has its own size. info: what `probe` said.
     """
-    if (picture := read_picture(path)) is not None:
-        yield from [(0, picture)] if 0 in indices else []
-        return
     wanted, info, position = {int(i) for i in indices}, info or probe(path), -1
+    if not info.numbers and (picture := read_picture(path)) is not None:
+        yield from [(0, picture)] if 0 in wanted else []
+        return
     last = max(wanted, default=-1)
     container, stream = open_container(path)
     with container:

@@ -105,10 +105,7 @@ def main() -> None:
             videos, left_out = (judge(scored, methods, a, method) for a in (arm, "left out"))
             found = summarise(videos, left_out if arm != "left out" else None)
             lines += [{"arm": arm, "method": method} | line for line in found]
-    table = pd.DataFrame(lines).sort_values(
-        "arm", key=lambda arms: arms.map(list(ARMS).index), kind="stable"
-    )
-    table = table.assign(steps=DEMO_TRAINING.steps, **describe_run())
+    table = pd.DataFrame(lines).assign(steps=DEMO_TRAINING.steps, **describe_run())
     table.to_csv(TABLE, index=False, float_format="%.3f")
 
 
