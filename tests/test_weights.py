@@ -165,4 +165,4 @@ def test_from_nothing_to_a_page_in_two_commands(
     told = capsys.readouterr()
     assert "with 7 of the winner's 7 networks" in told.err
     page = (tmp_path / "pages" / f"{video.name}.html").read_text()
-    assert page.count("margin upstream") == 7 or "upstream" in page
+    assert page.count("margin upstream, trained on dfdc") == 7
