@@ -133,9 +133,12 @@ class PredictConfig:
     procedure: Procedure = ""  # how faces are found and cut; default: as the checkpoints want it
     backend: Backend = "auto"  # what computes the scores
     precision: Precision = "auto"  # of the scores' arithmetic
+    every_seconds: float = 0.0  # for long videos: so many frames of each window of so many seconds
 
     def __post_init__(self):
         _require(self.frames >= 1, f"at least one frame must be looked at, got {self.frames}")
+        told = f"a window takes some seconds, or 0 for the whole video, got {self.every_seconds}"
+        _require(self.every_seconds >= 0, told)
         check_choices(self, procedure=Procedure, backend=Backend, precision=Precision)
 
 

@@ -18,6 +18,10 @@ from dfdc_lib.jobs import count_cores
 
 DETECT_AT_ONCE = 8  # frames per call: enough for two threads, in little memory
 PATIENCE = 10  # frames in a row that a person may be unseen in and keep the number
+# Bhattacharyya distance of two frames' colours that makes a cut. Within a video of the sample, 16
+# frames differ by less than 0.3 from one to the next; its videos differ by more than 0.4 in 9 of 10
+# pairs. A cut that is seen for nothing gives a person two numbers; one that is missed mixes people.
+CUT = 0.4
 
 
 class Faces(NamedTuple):
@@ -158,13 +162,22 @@ class FaceLinker:
 
     It expects each person where the last movement leads, and pairs people and faces by the largest
     total overlap (Hungarian method). People who cross, or are unseen for up to PATIENCE frames,
-    keep their numbers. Only boxes count: two who meet and turn back swap numbers, and after a
-    cut a person in the same place is taken for the same.
+    keep their numbers. Only boxes count: two who meet and turn back swap numbers, and who is in the
+    same place after a cut is taken for the same, unless `notice_cut` sees every frame.
     """
 
     def __init__(self) -> None:
         self._people: list[_Person] = []
         self._recent: deque[int] = deque(maxlen=PATIENCE + 1)
+        self._colours: np.ndarray | None = None  # of the last frame
+
+    def notice_cut(self, frame: np.ndarray) -> None:
+        """Expect nobody any more where the colours of this frame, the next, are quite others."""
+        small = cv2.resize(frame, (64, 64), interpolation=cv2.INTER_AREA)
+        colours = cv2.calcHist([small], [0, 1, 2], None, [8, 8, 8], [0, 256] * 3)
+        last, self._colours = self._colours, colours
+        if last is not None and cv2.compareHist(last, colours, cv2.HISTCMP_BHATTACHARYYA) > CUT:
+            self._recent.clear()
 
     def link(self, faces: Faces, frame_idx: int) -> np.ndarray:
         """Return face_idx (n,) int for the faces of the next frame; frames must come in order."""

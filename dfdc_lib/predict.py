@@ -21,14 +21,15 @@ from dfdc_lib.faces import DETECT_AT_ONCE, FaceLinker, Faces, shared_detector
 from dfdc_lib.geometry import cut_face, isotropic_resize, spread_indices
 from dfdc_lib.jobs import Lost, count_cores
 from dfdc_lib.model import DeepfakeClassifier, ModelCard, load_checkpoint, score
-from dfdc_lib.video import VideoError, in_groups, probe, read_frames, run_ahead
+from dfdc_lib.video import VideoError, VideoInfo, in_groups, probe, read_frames, run_ahead
 
 REHEARSAL_WARNING = (
     "this checkpoint has learned the sample only, a rehearsal with two portraits: "
     "on any other video its score means nothing"
 )
 BATCH = {"cpu": 8, "cuda": 32}  # crops that a model gets at once
-FACE_COLUMNS = ["frame_idx", "face_idx", "x0", "y0", "x1", "y1", "certainty"]
+FACE_COLUMNS = ["frame_idx", "seconds", "face_idx", "x0", "y0", "x1", "y1", "certainty"]
+FACE_KEY = ["frame_idx", "face_idx"]
 NO_FACES = pd.DataFrame(columns=[*FACE_COLUMNS, "checkpoint", "p_fake"])
 
 
@@ -49,20 +50,33 @@ class Verdict:
     reason: str = ""
     strategy: str = PredictConfig.strategy
     procedure: str = "slides"  # how its faces were found and cut: a name from config.PROCEDURES
+    every_seconds: float = 0.0  # the length of its windows; 0: the whole video is one
 
     @property
     def n_faces(self) -> int:
         """Count each face once, however many models scored it."""
-        return len(self.faces.drop_duplicates(["frame_idx", "face_idx"]))
+        return len(self.faces.drop_duplicates(FACE_KEY))
 
     @property
     def people(self) -> pd.DataFrame:
         """Make a row per person: face_idx, n_faces, and p_fake joined over the person's faces."""
+        return self._join("face_idx", self.faces.face_idx)
+
+    @property
+    def windows(self) -> pd.DataFrame:
+        """Make a row per window that shows a face: start and end in seconds, n_faces, p_fake."""
+        length = self.every_seconds or np.inf
+        windows = self._join("start", self.faces.seconds // length * (self.every_seconds or 1))
+        windows.insert(1, "end", windows.start + length)
+        return windows
+
+    def _join(self, name: str, groups: pd.Series) -> pd.DataFrame:
+        """A row per group of faces: its value, how many faces it has, and their p_fake, joined."""
         rows = [
-            (who, faces.frame_idx.nunique(), join_models(faces, self.strategy))
-            for who, faces in self.faces.groupby("face_idx")
+            (group, len(faces.drop_duplicates(FACE_KEY)), join_models(faces, self.strategy))
+            for group, faces in self.faces.groupby(groups)
         ]
-        return pd.DataFrame(rows, columns=["face_idx", "n_faces", "p_fake"])
+        return pd.DataFrame(rows, columns=[name, "n_faces", "p_fake"])
 
 
 class Cut(NamedTuple):
@@ -159,17 +173,19 @@ def cut_video(path: Path, config: PredictConfig, cuts: Iterable[Cut]) -> Seen:
     linker, n_frames, failed = FaceLinker(), 0, ""
     try:
         info = probe(path)
-        wanted = spread_indices(info.n_frames, config.frames)
+        wanted = choose_frames(info, config)
         for several in in_groups(read_frames(path, wanted, info), DETECT_AT_ONCE):
             for (frame_idx, picture), faces in zip(several, _detect(several, config), strict=True):
                 if isinstance(faces, str):
                     failed = f"no detection in frame {frame_idx} ({faces})"
                     continue
                 views = [{cut: cut_crop(picture, box, cut) for cut in cuts} for box in faces.boxes]
+                linker.notice_cut(picture)
                 # In frame heights, since the size may change midway.
                 people = linker.link(faces.scaled(1 / len(picture)), frame_idx)
                 for who, box, certainty in zip(people, faces.boxes, faces.scores, strict=True):
-                    rows.append((frame_idx, int(who), *map(float, box), float(certainty)))
+                    place = frame_idx, float(info.times[frame_idx]), int(who)
+                    rows.append((*place, *map(float, box), float(certainty)))
                 crops += views
                 n_frames += 1
         status, reason = describe_decoding(n_frames, len(wanted), config.frames, info.n_missing)
@@ -186,6 +202,14 @@ def cut_video(path: Path, config: PredictConfig, cuts: Iterable[Cut]) -> Seen:
     except (ValueError, RuntimeError, cv2.error) as error:  # the other videos must go on
         status, reason = "decode_error", f"{type(error).__name__}: {error}"
     return Seen(status, reason, n_frames, pd.DataFrame(rows, columns=FACE_COLUMNS), tuple(crops))
+
+
+def choose_frames(info: VideoInfo, config: PredictConfig) -> np.ndarray:
+    """The numbers of the frames to look at, evenly over the video or over each of its windows."""
+    windows = info.times // (config.every_seconds or np.inf)
+    starts = np.flatnonzero(np.diff(windows)) + 1
+    each = np.split(np.arange(info.n_frames), starts)
+    return np.concatenate([own[spread_indices(len(own), config.frames)] for own in each])
 
 
 def describe_decoding(decoded: int, wanted: int, asked: int, missing: int) -> tuple[str, str]:
@@ -262,7 +286,7 @@ def conclude_video(
         p_fake = join_models(faces, config.strategy)
     elif seen.n_frames and status in ("ok", "short"):
         status, reason = "no_face", f"no face in {seen.n_frames} frames"
-    about = (config.strategy, config.procedure)
+    about = (config.strategy, config.procedure, config.every_seconds)
     return Verdict(path, status, p_fake, seen.n_frames, faces, reason, *about)
 
 

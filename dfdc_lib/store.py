@@ -1,6 +1,7 @@
 """The name of every artifact; how one is read, and how it appears whole or not at all."""
 
 import errno
+import hashlib
 import json
 import os
 import re
@@ -75,6 +76,12 @@ def hold(path: Path) -> Iterator[None]:
         yield
     finally:
         lock.release()
+
+
+def digest_file(path: Path) -> str:
+    """A file's SHA-256, in hexadecimal."""
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def file_size(path: Path) -> int | None:

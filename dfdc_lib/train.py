@@ -6,7 +6,6 @@ out crop). All randomness follows from the seed, the epoch and the step: a run t
 ends as if it had not been, on a CPU bit for bit.
 """
 
-import hashlib
 import importlib.metadata
 import os
 import signal
@@ -28,7 +27,7 @@ from dfdc_lib.dataset import CropDataset, CropReader, PairDataset
 from dfdc_lib.jobs import answer_signals
 from dfdc_lib.metrics import log_loss
 from dfdc_lib.model import DeepfakeClassifier, ModelCard, read_weights, save_checkpoint, score
-from dfdc_lib.store import WorkFolder, hold, write_csv, write_json
+from dfdc_lib.store import WorkFolder, digest_file, hold, write_csv, write_json
 
 
 @dataclass
@@ -125,7 +124,7 @@ class Trainer:
         self.broken = 0  # pictures that could not be read
         self.epochs: list[dict] = []  # the lines of metrics.csv
         self.scored: pd.DataFrame | None = None  # the held-out crops, by the last epoch's weights
-        data = hashlib.sha256(self.work.folds.read_bytes()).hexdigest()
+        data = digest_file(self.work.folds)
         self.made_from = {"settings": asdict(config), "data": data, "processes": self.world}
 
     @property

@@ -36,6 +36,13 @@ def printable(path: Path | str) -> str:
     return os.fsencode(path).decode(errors="replace")
 
 
+def time_code(seconds: float) -> str:
+    """A time in a video, as players show it: 65.5 → 1:05.50."""
+    minutes, rest = divmod(round(seconds, 2), 60)
+    hours, minutes = divmod(int(minutes), 60)
+    return f"{hours}:{minutes:02}:{rest:05.2f}" if hours else f"{minutes}:{rest:05.2f}"
+
+
 class VideoError(Exception):
     """A video that can't be used: `status` is the journal's word for it, `reason` a sentence."""
 
@@ -53,6 +60,8 @@ class VideoInfo:
     n_frames: int  # that a player shows
     fps: float
     n_missing: int = 0  # frames that the header promises beyond these: a download that broke off
+    # (n_frames,): when each frame is shown, in seconds after the first
+    times: np.ndarray = field(default_factory=lambda: np.zeros(1), compare=False, repr=False)
     # the frame_idx of each packet that is shown
     numbers: dict[object, int] = field(default_factory=dict, compare=False, repr=False)
     pixel_aspect: float = field(default=1.0, compare=False)  # width by height, as stored
@@ -152,6 +161,7 @@ def probe(path: Path) -> VideoInfo:
                 if frame is None:
                     frame = next((frame for _, frame in _decode(packet)), None)
             aspect, rate = stream.sample_aspect_ratio, stream.average_rate or stream.guessed_rate
+            tick = float(stream.time_base or 0)
             n_missing = _count_missing(stream, packets, container.format.name == "avi")
             reorders = stream.codec_context.has_b_frames
     except av.error.FFmpegError as error:
@@ -160,7 +170,11 @@ def probe(path: Path) -> VideoInfo:
     numbers = _number_by_times(packets, reorders)
     if numbers is None:
         numbers = _number_by_decoding(path)
-    info = VideoInfo(*size, len(numbers), float(rate or 0), n_missing, numbers, float(aspect or 1))
+        times = np.arange(len(numbers)) / float(rate or 1)
+    else:
+        times = np.array([packets[i].pts for i in numbers], float) * tick
+    counts = len(numbers), float(rate or 0), n_missing, times - times[:1]
+    info = VideoInfo(*size, *counts, numbers, float(aspect or 1))
     if frame is not None:
         size = frame.width, frame.height
         info = replace(info, orientation=_read_orientation(frame))

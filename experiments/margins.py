@@ -1,5 +1,5 @@
-"""Margin against artifact: which margin shows which family best? Writes experiments/margins.csv (33
-minutes).
+"""Margin against artifact: which margin shows which family best? Writes experiments/margins.csv (25
+minutes on two cores).
 
     python -m experiments.margins
 
@@ -8,8 +8,8 @@ fake four times, once by each family of notebook 11, at a strength drawn at rand
 fakes then pass through one JPEG of the same quality. From these pictures the crops of every margin
 are cut: the fakes are the same, only the view differs.
 
-One small detector of all four families is trained for each margin and seed (seed i holds out part
-i), in two arms. "input": the network's input stays 112 pixels wide, so that a larger margin shows a
+One pretrained Lite0 of all four families is trained for each margin and seed (seed i holds out part
+i), in two arms. "input": the network's input stays 128 pixels wide, so that a larger margin shows a
 smaller face. "face": the input grows with the margin, so that the face keeps its size. One line an
 arm, margin and family: the AUC of its held-out crops against the real ones, mean of the seeds, and
 its difference to the AUC at 20 %; 95 % intervals by bootstrap over originals.
@@ -19,17 +19,18 @@ import argparse
 import hashlib
 import os
 import shutil
+from collections import defaultdict
 from collections.abc import Iterator
 from dataclasses import replace
+from itertools import product
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
 
-from benchmarks.measure import stamp
 from dfdc_lib.blending import NotAFace, eyes_to_mouth, face_frame
-from dfdc_lib.config import Margin, PreprocessConfig
+from dfdc_lib.config import DEMO_TRAINING, Margin, PreprocessConfig
 from dfdc_lib.dataset import read_faces, read_folds
 from dfdc_lib.geometry import add_margin, crop_box
 from dfdc_lib.ops.pipeline import FOLD_COLUMNS, PLACE_COLUMNS, preprocess
@@ -43,10 +44,8 @@ from dfdc_lib.rehearsal.manipulate import (
 )
 from dfdc_lib.rehearsal.sample import make_sample
 from dfdc_lib.store import WorkFolder, face_file, read_png, write_json, write_png
-from dfdc_lib.train import train
-from experiments import TINY
 from experiments.intervals import compare_auc
-from experiments.training import LEARNED_SEED
+from experiments.training import LEARNED, LEARNED_SEED, Job, describe_run, train_all
 
 TABLE = Path(__file__).with_suffix(".csv")
 MARGINS = (0.0, 0.1, 0.2, 0.33, 0.5, 1.0)
@@ -169,14 +168,26 @@ def cut_crops(
 def input_size(arm: str, margin: float) -> int:
     """The side of the network's input: as for a margin of 20 %, or so that the face has the size it
     has there."""
-    return 112 if arm == "input" else 8 * round(112 * (1 + 2 * margin) / 1.4 / 8)
+    size = DEMO_TRAINING.size
+    return size if arm == "input" else 8 * round(size * (1 + 2 * margin) / 1.4 / 8)
 
 
-def train_one(work: WorkFolder, size: int, fold: int, steps: int) -> pd.DataFrame:
-    """Train a detector of all families on the other parts; the held-out crops with their p_fake."""
-    settings = replace(TINY, size=size, fold=fold, seed=fold, steps=steps, epoch_steps=steps)
-    crops = train(work, settings, f"size_{size}_{fold}", overwrite=True).require_finished().held_out
-    return crops.assign(family=crops.video_id.str.partition("-")[2].replace("", "real"), seed=fold)
+def train_arm(
+    arm: str, works: dict[float, WorkFolder], seeds: int, steps: int
+) -> dict[float, pd.DataFrame]:
+    """Train the detectors of one arm: margin → the held-out crops of all seeds, with p_fake."""
+    jobs = {}
+    for margin, seed in product((m for m in works if m in ARMS[arm]), range(seeds)):
+        size = input_size(arm, margin)
+        settings = replace(DEMO_TRAINING, size=size, fold=seed, seed=seed)
+        settings = replace(settings, steps=steps, epoch_steps=steps)
+        jobs[margin, seed] = Job(works[margin], f"margin_{margin}_size_{size}_{seed}", settings)
+    scored, views = train_all(list(jobs.values())), defaultdict(list)
+    for (margin, seed), job in jobs.items():
+        crops = scored[job.name]
+        family = crops.video_id.str.partition("-")[2].replace("", "real")
+        views[margin].append(crops.assign(family=family, seed=seed))
+    return {margin: pd.concat(tables) for margin, tables in views.items()}
 
 
 def summarise(views: dict[float, pd.DataFrame]) -> Iterator[dict]:
@@ -229,7 +240,9 @@ def main() -> None:
     parser.add_argument(
         "--arms", nargs="+", choices=ARMS, default=list(ARMS), help="only these (--out)"
     )
-    parser.add_argument("--steps", type=int, default=TINY.steps, help="of training (--out)")
+    parser.add_argument(
+        "--steps", type=int, default=DEMO_TRAINING.steps, help="of training (--out)"
+    )
     parser.add_argument("--out", type=Path, help="write here instead of beside this script")
     args = parser.parse_args()
     part = {name for name, value in vars(args).items() if value != parser.get_default(name)} - {
@@ -240,9 +253,7 @@ def main() -> None:
         parser.error(
             f"with {', '.join(sorted(part))} it is another experiment: name its table with --out"
         )
-    data = args.data or make_sample(
-        Path("data/audit"), seed=LEARNED_SEED, workers=os.cpu_count() or 1
-    )
+    data = args.data or make_sample(LEARNED, seed=LEARNED_SEED, workers=os.cpu_count() or 1)
     home = args.work or WorkFolder.beside(data).root
     wide = WorkFolder(home.with_name(f"{home.name}-wide"))
     faces = gather_faces(data, wide, args.originals)
@@ -257,18 +268,12 @@ def main() -> None:
     for margin, work in works.items():
         cut_crops(pictures, margin, work, recipe)
     for arm in args.arms:
-        views = {}
-        for margin in (m for m in args.margins if m in ARMS[arm]):
-            size = input_size(arm, margin)
-            views[margin] = pd.concat(
-                [train_one(works[margin], size, i, args.steps) for i in range(args.seeds)]
-            )
-            print(f"{arm}, margin {margin:.0%}", flush=True)
+        views = train_arm(arm, works, args.seeds, args.steps)
         about = {"arm": arm, "seeds": args.seeds, "steps": args.steps}
         lines += [
             about | {"input": input_size(arm, line["margin"])} | line for line in summarise(views)
         ]
-    pd.DataFrame(lines).assign(**stamp("timm")).to_csv(
+    pd.DataFrame(lines).assign(**describe_run()).to_csv(
         args.out or TABLE, index=False, float_format="%.3f"
     )
 

@@ -3,7 +3,6 @@
 The words are in templates/; the numbers come from a work folder.
 """
 
-import hashlib
 from collections import Counter
 from dataclasses import asdict, fields, replace
 from pathlib import Path
@@ -19,7 +18,7 @@ from dfdc_lib.metrics import auc, bootstrap_interval, log_loss
 from dfdc_lib.ops.pages import TEMPLATES
 from dfdc_lib.ops.pipeline import read_status
 from dfdc_lib.predict import REHEARSAL_WARNING
-from dfdc_lib.store import WorkFolder, read_json
+from dfdc_lib.store import WorkFolder, digest_file, read_json
 from dfdc_lib.train import score_videos
 
 SETTINGS = [field.name for field in fields(TrainConfig)]
@@ -88,7 +87,7 @@ def model_card(work: WorkFolder, run: str) -> str:
         is_sample=about["trained_on"] == "sample",
         warning=REHEARSAL_WARNING,
         seen=count_crops(rows[rows.fold != about["fold"]]),
-        changed=hashlib.sha256(work.folds.read_bytes()).hexdigest() != about["data"],
+        changed=digest_file(work.folds) != about["data"],
         scores=measure_run(work, run),
         quote=quote,
     )

@@ -1,6 +1,5 @@
 """What works here, what does not, and what to do about it."""
 
-import hashlib
 import importlib.metadata
 import os
 import platform
@@ -29,6 +28,7 @@ from dfdc_lib.rehearsal.film import Shot, film
 from dfdc_lib.rehearsal.manipulate import eyes_to_mouth
 from dfdc_lib.rehearsal.people import LANDMARKS
 from dfdc_lib.rehearsal.sample import METHODS, SIZES, Fake, falsify
+from dfdc_lib.store import digest_file
 
 # The logits of `draw_rings` by networks with `formula_weights`, computed in 64 bits.
 GOLDEN = {"b3": (1.838554, 0.340911), "b7": (-0.368270, 2.170032)}
@@ -172,8 +172,7 @@ def check_checkpoint(path: Path) -> list[Finding]:
     """Check a checkpoint: its bytes, does it load, what did it learn, what does it say of faces?"""
     digest, wrong = "", ""
     if path.is_file() and os.access(path, os.R_OK):
-        with open(path, "rb") as file:
-            digest = hashlib.file_digest(file, "sha256").hexdigest()
+        digest = digest_file(path)
         if path.name in RELEASED and RELEASED[path.name].sha256 != digest:
             wrong = "not what upstream released under this name: `dfdc weights` downloads it"
     source = next((name for name, released in RELEASED.items() if released.sha256 == digest), "")

@@ -3,7 +3,6 @@
 Each verdict is a line of a journal beside the submission; the same call goes on from there.
 """
 
-import hashlib
 import importlib.metadata
 import json
 import os
@@ -33,7 +32,16 @@ from dfdc_lib.predict import (
     predict_videos,
     score_in_batches,
 )
-from dfdc_lib.store import DamagedFile, Journal, appear_whole, file_size, hold, show, write_csv
+from dfdc_lib.store import (
+    DamagedFile,
+    Journal,
+    appear_whole,
+    digest_file,
+    file_size,
+    hold,
+    show,
+    write_csv,
+)
 from dfdc_lib.video import printable
 
 # Another run tries these again: they may be the disk's fault or the machine's.
@@ -129,7 +137,7 @@ def journal_of(out: Path) -> Path:
 def _describe_call(models: dict[str, Scorer], config: PredictConfig) -> dict:
     """What verdicts depend on besides the video: settings, checkpoints, libraries."""
     libraries = {n: importlib.metadata.version(n) for n in ("dfdc-lib", "torch", "facenet-pytorch")}
-    digests = [hashlib.sha256(Path(name).read_bytes()).hexdigest() for name in models]
+    digests = [digest_file(Path(name)) for name in models]
     openvino = bool(find_spec("openvino"))
     return {"config": asdict(config), "checkpoints": digests, "openvino": openvino, **libraries}
 

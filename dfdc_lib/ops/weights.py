@@ -1,6 +1,5 @@
 """Upstream's seven released networks: fetched, and held against their digests."""
 
-import hashlib
 import http.client
 import os
 import shutil
@@ -12,6 +11,8 @@ from collections.abc import Callable, Iterable
 from functools import partial
 from pathlib import Path
 from typing import NamedTuple
+
+from dfdc_lib.store import digest_file
 
 UPSTREAM = "https://github.com/selimsef/dfdc_deepfake_challenge"
 RELEASE = f"{UPSTREAM}/releases/download/0.0.1"
@@ -98,10 +99,8 @@ def _report(progress: Callable | None, before: int, total: int, done: int) -> No
 
 def is_released(path: Path, name: str) -> bool:
     """Is this file, byte for byte, what upstream released under a name?"""
-    if not path.is_file() or path.stat().st_size != RELEASED[name].size:
-        return False
-    with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest() == RELEASED[name].sha256
+    size, sha256 = RELEASED[name]
+    return path.is_file() and path.stat().st_size == size and digest_file(path) == sha256
 
 
 def copy_or_download(source: str, name: str, part: Path, report: Callable[[int], None]) -> None:
