@@ -1,5 +1,7 @@
 """The classifier (a timm encoder, an average and one logit) and its checkpoints."""
 
+import json
+import re
 import textwrap
 import warnings
 from dataclasses import asdict, dataclass
@@ -120,13 +122,8 @@ def load_pretrained_file(encoder: nn.Module, path: Path, timm_name: str) -> None
         path = next(filter(Path.is_file, files), files[0])
     if not path.is_file():
         raise FileNotFoundError(f"no pretrained weights: {path}")
-    if path.suffix == ".safetensors":
-        from safetensors.torch import load_file
-
-        weights = load_file(path)
-    else:
-        weights = read_weights(path)
-        weights = weights.get("state_dict", weights)
+    weights = read_weights(path)
+    weights = weights.get("state_dict", weights)
     heads = encoder.pretrained_cfg["classifier"]  # one name or several
     heads = tuple(f"{head}." for head in ([heads] if isinstance(heads, str) else heads))
     wanted = {k: v for k, v in weights.items() if not k.startswith(heads)}
@@ -163,6 +160,8 @@ def load_strictly(module: nn.Module, weights: dict[str, Tensor], path: Path) -> 
 def read_weights(path: Path) -> dict:
     """Read a dict of tensors and plain values; runs no code from the file. Raises ValueError."""
     try:
+        if Path(path).suffix == ".safetensors":
+            return read_safetensors(Path(path))
         with torch.serialization.safe_globals(NUMPY_NUMBER), warnings.catch_warnings():
             warnings.simplefilter("ignore")
             stored = torch.load(path, map_location="cpu", weights_only=True)
@@ -171,6 +170,16 @@ def read_weights(path: Path) -> dict:
     if not isinstance(stored, dict):
         raise ValueError(f"{path} is not a checkpoint: it holds a {type(stored).__name__}")
     return stored
+
+
+def read_safetensors(path: Path) -> dict:
+    """Read weights, and the card that may stand among a file's notes as JSON."""
+    from safetensors import safe_open
+
+    with safe_open(path, framework="pt") as file:
+        weights = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+        card = (file.metadata() or {}).get("card")
+    return {"state_dict": weights} | ({"card": json.loads(card)} if card else {})
 
 
 def save_checkpoint(path: Path, model: DeepfakeClassifier, training: dict | None = None) -> None:
@@ -190,6 +199,8 @@ def load_checkpoint(path: Path) -> DeepfakeClassifier:
     weights = stored.get("state_dict")
     if not isinstance(weights, dict) or not all(isinstance(v, Tensor) for v in weights.values()):
         raise ValueError(f"{path} {STRANGER}: it has no 'state_dict' of tensors")
+    # Data parallelism and torch.compile put their names before those of the weights.
+    weights = {re.sub(r"^((module|_orig_mod)\.)+", "", str(name)): v for name, v in weights.items()}
     if "card" not in stored:
         weights, stored["card"] = adopt_upstream(weights, path)
     try:
@@ -207,7 +218,6 @@ def load_checkpoint(path: Path) -> DeepfakeClassifier:
 
 def adopt_upstream(weights: dict[str, Tensor], path: Path) -> tuple[dict[str, Tensor], dict]:
     """Rename upstream's weights, and make their card: the number of features tells the encoder."""
-    weights = {k.removeprefix("module."): v for k, v in weights.items()}
     # Its encoder kept ImageNet's classifier, but never used it.
     weights = {k: v for k, v in weights.items() if not k.startswith("encoder.classifier.")}
     weights = {k: v.float() if v.is_floating_point() else v for k, v in weights.items()}

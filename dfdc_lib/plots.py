@@ -10,6 +10,8 @@ import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 
+from dfdc_lib.video import time_code
+
 COLOURS = REAL, FAKE = "#0072B2", "#D55E00"  # by label; colour-blind readers can tell them apart
 LINE = {"color": "black", "linewidth": 0.8, "linestyle": "--"}  # of thresholds
 
@@ -89,17 +91,24 @@ def plot_training(metrics: pd.DataFrame, losses: Sequence[float]) -> Figure:
 
 
 def plot_people(faces: pd.DataFrame, threshold: float = 0.8) -> Figure:
-    """Plot the models' mean p_fake of each person. faces: columns frame_idx, face_idx, p_fake."""
+    """Plot the models' mean p_fake of each person over time.
+
+    faces: columns frame_idx, seconds, face_idx, p_fake.
+    """
     figure, axis = plt.subplots(figsize=(7.1, 2.6), layout="constrained")
-    mean = faces.groupby(["face_idx", "frame_idx"], as_index=False).p_fake.mean()
+    mean = faces.groupby(["face_idx", "frame_idx", "seconds"], as_index=False).p_fake.mean()
     styles = cycle([("o-", "black"), ("s:", "#777777"), ("D-", "black"), ("^:", "#777777")])
     for (who, seen), (mark, colour) in zip(mean.groupby("face_idx"), styles, strict=False):
         style = {"color": colour, "markersize": 4, "linewidth": 1, "label": f"person {who}"}
-        axis.plot(seen.frame_idx, seen.p_fake, mark, **style)
+        axis.plot(seen.seconds, seen.p_fake, mark, **style)
     axis.axhline(threshold, **LINE)
     told = f"dashed: {threshold}, above which confident_strategy counts a face as sure"
     axis.set_title(told, fontsize=9, loc="right")
-    axis.set(xlabel="frame number", ylabel="p_fake", ylim=(-0.03, 1.03))
+    frames = mean.drop_duplicates("frame_idx").sort_values("frame_idx")
+    some = frames.iloc[np.unique(np.linspace(0, len(frames) - 1, 7).round().astype(int))]
+    names = [f"{time_code(t)}\n{i}" for t, i in zip(some.seconds, some.frame_idx, strict=True)]
+    axis.set_xticks(some.seconds, names, fontsize=9)
+    axis.set(xlabel="time, and frame number", ylabel="p_fake", ylim=(-0.03, 1.03))
     if 1 < mean.face_idx.nunique() <= 12:  # a crowd's legend would cover the figure
         figure.legend(frameon=False, fontsize=9, ncols=6, loc="outside upper left")
     return figure

@@ -30,6 +30,8 @@ REHEARSAL_WARNING = (
 BATCH = {"cpu": 8, "cuda": 32}  # crops that a model gets at once
 FACE_COLUMNS = ["frame_idx", "seconds", "face_idx", "x0", "y0", "x1", "y1", "certainty"]
 FACE_KEY = ["frame_idx", "face_idx"]
+FEW_FACES = 12  # without so many `confident_strategy` is never sure of a fake
+SMALL_FACE = 48  # pixels; the traces of a fake go in smaller ones (experiments/limits.csv)
 NO_FACES = pd.DataFrame(columns=[*FACE_COLUMNS, "checkpoint", "p_fake"])
 
 
@@ -56,6 +58,22 @@ class Verdict:
     def n_faces(self) -> int:
         """Count each face once, however many models scored it."""
         return len(self.faces.drop_duplicates(FACE_KEY))
+
+    @property
+    def warnings(self) -> list[str]:
+        """Say why this score deserves less trust than others."""
+        if self.p_fake is None:
+            return []
+        told, width = [], (self.faces.x1 - self.faces.x0).median()
+        if self.n_faces < FEW_FACES:
+            sure = f"from {FEW_FACES} on the method may be sure of a fake"
+            told.append(f"{self.n_faces} faces are few: {sure}")
+        if width < SMALL_FACE:
+            told.append(
+                f"half of the faces are at most {width:.0f} pixels wide: a fake's traces go"
+            )
+        return told
+        return told
 
     @property
     def people(self) -> pd.DataFrame:
@@ -207,8 +225,7 @@ def cut_video(path: Path, config: PredictConfig, cuts: Iterable[Cut]) -> Seen:
 def choose_frames(info: VideoInfo, config: PredictConfig) -> np.ndarray:
     """The numbers of the frames to look at, evenly over the video or over each of its windows."""
     windows = info.times // (config.every_seconds or np.inf)
-    starts = np.flatnonzero(np.diff(windows)) + 1
-    each = np.split(np.arange(info.n_frames), starts)
+    each = np.split(np.arange(info.n_frames), np.flatnonzero(np.diff(windows)) + 1)
     return np.concatenate([own[spread_indices(len(own), config.frames)] for own in each])
 
 

@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from dfdc_lib import dataset
 from dfdc_lib.aggregate import STRATEGIES, join_videos
 from dfdc_lib.augment import AUGMENTATIONS, valid_transforms
-from dfdc_lib.config import BLACKOUTS, ENCODERS, Margin, TrainConfig
+from dfdc_lib.config import BLACKOUTS, ENCODERS, Margin, MixedPrecision, TrainConfig
 from dfdc_lib.dataset import CropDataset, CropReader, PairDataset
 from dfdc_lib.jobs import answer_signals
 from dfdc_lib.metrics import log_loss
@@ -287,11 +287,16 @@ class Trainer:
         return Run(self.folder, model, self.losses, metrics, self.scored, finished)
 
 
-def make_accelerator(precision: str):
-    """accelerate's handle. Raises ValueError for processes that would overwrite each other."""
+def make_accelerator(precision: MixedPrecision):
+    """accelerate's handle. Raises ValueError for processes that would overwrite each other, and for
+    a precision that the device does not compute in."""
     from accelerate import Accelerator
     from accelerate.state import AcceleratorState
 
+    from dfdc_lib.fast.scorers import choose_precision
+
+    if precision != "no":
+        choose_precision(precision, torch.device("cuda" if torch.cuda.is_available() else "cpu"))
     AcceleratorState._reset_state()  # else a Python process would know its first precision only
     accelerator = Accelerator(mixed_precision=precision, cpu=not torch.cuda.is_available())
     names = ("WORLD_SIZE", "OMPI_COMM_WORLD_SIZE", "SLURM_STEP_NUM_TASKS")

@@ -63,7 +63,7 @@ class VideoInfo:
     # (n_frames,): when each frame is shown, in seconds after the first
     times: np.ndarray = field(default_factory=lambda: np.zeros(1), compare=False, repr=False)
     # the frame_idx of each packet that is shown
-    numbers: dict[object, int] = field(default_factory=dict, compare=False, repr=False)
+    numbers: dict[int, int] = field(default_factory=dict, compare=False, repr=False)
     pixel_aspect: float = field(default=1.0, compare=False)  # width by height, as stored
     orientation: tuple[int, ...] = field(default=(1, 0, 0, 1), compare=False)  # as read
 
@@ -173,8 +173,9 @@ def probe(path: Path) -> VideoInfo:
         times = np.arange(len(numbers)) / float(rate or 1)
     else:
         times = np.array([packets[i].pts for i in numbers], float) * tick
-    counts = len(numbers), float(rate or 0), n_missing, times - times[:1]
-    info = VideoInfo(*size, *counts, numbers, float(aspect or 1))
+    times -= times[:1]
+    tempo, shape = float(rate or 0), float(aspect or 1)
+    info = VideoInfo(*size, len(numbers), tempo, n_missing, times, numbers, shape)
     if frame is not None:
         size = frame.width, frame.height
         info = replace(info, orientation=_read_orientation(frame))
@@ -199,7 +200,7 @@ def _count_missing(stream: av.VideoStream, packets: list[_Packet], is_avi: bool)
     return max(int((stream.frames - times[-1] - steps.max()) // max(np.median(steps), 1)), 0)
 
 
-def _number_by_times(packets: Sequence[_Packet], reorders: bool) -> dict[object, int] | None:
+def _number_by_times(packets: Sequence[_Packet], reorders: bool) -> dict[int, int] | None:
     """The frame number of each packet that is shown; None where the times can't be believed.
 
     They can't where one is missing or occurs twice; where a frame comes before the first key frame
@@ -217,7 +218,7 @@ def _number_by_times(packets: Sequence[_Packet], reorders: bool) -> dict[object,
     return {packet: frame_idx for frame_idx, packet in enumerate(shown)}
 
 
-def _number_by_decoding(path: Path) -> dict[object, int]:
+def _number_by_decoding(path: Path) -> dict[int, int]:
     """Number packets in the order in which their frames are decoded, broken ones included."""
     container, stream = open_container(path)
     with container:

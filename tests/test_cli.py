@@ -90,7 +90,7 @@ def test_options_are_the_settings(command, name):
 @pytest.mark.parametrize(
     ("call", "message"),
     [
-        ("", "{sample, preprocess, train, weights, predict, doctor}"),
+        ("", "{sample, preprocess, train, weights, predict, verify, doctor}"),
         ("simple out", "simple"),
         ("sample", "OUT"),
         ("sample out --sede 3", "--sede"),

@@ -1,4 +1,6 @@
+import json
 import sys
+from dataclasses import replace
 from importlib import import_module
 
 import numpy as np
@@ -6,6 +8,7 @@ import pytest
 import skimage.data
 import timm
 import torch
+from safetensors.torch import save_file
 
 from dfdc_lib.augment import valid_transforms
 from dfdc_lib.config import ENCODERS, MARGINS, Margin
@@ -86,6 +89,31 @@ def test_a_strangers_weights_are_not_upstreams(tmp_path, shape):
     torch.save({"state_dict": {"fc.weight": torch.zeros(shape)}}, tmp_path / "strange")
     with pytest.raises(ValueError, match="no fc.weight of B3 to B7"):
         load_checkpoint(tmp_path / "strange")
+
+
+@pytest.mark.parametrize("prefix", ["", "module.", "_orig_mod.", "module._orig_mod."])
+@pytest.mark.parametrize("form", ["pt", "safetensors"])
+def test_our_own_checkpoints_load_from_either_form_and_under_any_wrapper(tmp_path, prefix, form):
+    torch.manual_seed(0)
+    model, path = DeepfakeClassifier("tiny").eval(), tmp_path / f"m.{form}"
+    weights = {prefix + name: value for name, value in model.state_dict().items()}
+    card = replace(model.card, trained_on="mine").to_json()
+    if form == "pt":
+        torch.save({"card": card, "state_dict": weights}, path)
+    else:
+        save_file(weights, path, {"card": json.dumps(card)})
+    loaded = load_checkpoint(path)
+    assert loaded.card.trained_on == "mine"
+    crops = torch.randn(2, 3, 64, 64)
+    assert torch.equal(loaded(crops), model(crops))
+
+
+def test_safetensors_without_a_card_or_damaged_are_told(tmp_path):
+    save_file({"fc.weight": torch.zeros(1, 7)}, tmp_path / "strange.safetensors")
+    (tmp_path / "cut.safetensors").write_bytes(b"123")
+    for name, why in (("strange", "no fc.weight of B3 to B7"), ("cut", "can't|no checkpoint")):
+        with pytest.raises(ValueError, match=why):
+            load_checkpoint(tmp_path / f"{name}.safetensors")
 
 
 ANY_OF_TIMM = "mobilenetv3_small_050"

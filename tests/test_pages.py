@@ -33,7 +33,7 @@ def make_scorer(trained_on: str = "mine", margin: float = 0.2) -> Scorer:
 def tabulate(*scores: float, checkpoint: str = "a") -> pd.DataFrame:
     """Scores of one face, a frame each, as a verdict holds them."""
     place = {"face_idx": 0, "x0": 90.0, "y0": 60.0, "x1": 150.0, "y1": 140.0, "certainty": 1.0}
-    rows = [{"frame_idx": i, "p_fake": p} | place for i, p in enumerate(scores)]
+    rows = [{"frame_idx": i, "seconds": i / 24, "p_fake": p} | place for i, p in enumerate(scores)]
     return pd.DataFrame(rows).assign(checkpoint=checkpoint)
 
 
@@ -55,7 +55,7 @@ def test_suspects_have_the_highest_mean_scores_and_are_as_the_first_model_sees_t
     verdict = Verdict(video, "ok", p_fake=0.5, faces=faces)
     one, wide = {"a": make_scorer()}, {"b": make_scorer(margin=0.5)}
     crops, maps, titles = explain_suspects(verdict, one, 1)
-    assert titles == ["frame 2, person 0\np_fake 0.85"]
+    assert titles == ["0:00.08, frame 2\nperson 0, p_fake 0.85"]
     assert crops[0].shape == maps[0].shape == (112, 112, 3)
     assert np.array_equal(explain_suspects(verdict, one | wide, 1)[1], maps)
     assert not np.array_equal(explain_suspects(verdict, wide | one, 1)[1], maps)
@@ -74,7 +74,7 @@ def test_strangers_names_stay_text(name, tmp_path):
 def test_a_page_stands_alone_and_says_what_a_score_means(video, tmp_path):
     verdict = Verdict(video, "short", 0.9, 2, tabulate(0.8, 1.0), reason="2 frames in all")
     page = write_page(verdict, {"a": make_scorer()}, tmp_path / "page.html").read_text()
-    for alien in ("<script", "http", "A rehearsal"):
+    for alien in ("<script", 'src="http', "<link", "A rehearsal"):
         assert alien not in page
     assert page.count('src="data:image/png;base64,') == page.count("src=") == 2
     assert "Status <strong>short</strong>: 2 frames in all" in page

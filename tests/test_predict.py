@@ -1,4 +1,5 @@
 import weakref
+from dataclasses import replace
 from pathlib import Path
 
 import cv2
@@ -6,6 +7,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from conftest import ROOT
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -120,7 +122,7 @@ def make_seen(n_faces: int, cuts, seed: int) -> p.Seen:
     crops = [
         {cut: rng.integers(0, 256, shape[cut], np.uint8) for cut in cuts} for _ in range(n_faces)
     ]
-    rows = [(frame, 0, 0.0, 0.0, 9.0, 9.0, 1.0) for frame in range(n_faces)]
+    rows = [(frame, 0.0, 0, 0.0, 0.0, 9.0, 9.0, 1.0) for frame in range(n_faces)]
     return p.Seen("ok", "", 5, pd.DataFrame(rows, columns=p.FACE_COLUMNS), tuple(crops))
 
 
@@ -194,3 +196,53 @@ def test_memory_does_not_grow_with_the_number_of_frames(tmp_path, monkeypatch):
     config = PredictConfig(frames=120, procedure="slides")
     assert p.cut_video(tmp_path / "long.mp4", config, [p.Cut(Margin(0.2), 112)]).n_frames == 120
     assert max(alive) <= 24  # of 120: a group in the detector, one that waits, a few decoded ahead
+
+
+def test_a_window_of_some_seconds_is_looked_at_like_a_video(originals, models):
+    """Twelve frames at 25 a second: windows of 0.2 seconds hold five, five and two."""
+    video, config = originals[1], PredictConfig(frames=2, every_seconds=0.2)
+    assert p.choose_frames(probe(video), config).tolist() == [0, 4, 5, 9, 10, 11]
+    verdict = next(p.predict_videos([video], models, config))
+    assert verdict.n_frames == 6
+    assert verdict.faces.seconds.tolist() == pytest.approx((verdict.faces.frame_idx / 25).tolist())
+    windows = verdict.windows
+    assert windows.start.tolist() == pytest.approx([0, 0.2, 0.4])
+    assert (windows.end - windows.start).tolist() == pytest.approx([0.2] * 3)
+    last = verdict.faces[verdict.faces.frame_idx >= 10]
+    assert windows.p_fake.iloc[-1] == p.join_models(last, "confident")
+    whole = replace(verdict, every_seconds=0.0).windows
+    assert whole.p_fake.tolist() == [verdict.p_fake]
+
+
+def test_who_is_in_the_same_place_after_a_cut_is_someone_else(models, tmp_path):
+    face = cv2.resize(portrait("collins")[:320, 100:420], (320, 320))
+    other = np.ascontiguousarray(255 - face[..., ::-1])  # the same face in other colours
+    other[60:260, 60:260] = face[60:260, 60:260]
+    for name, pictures, people in (("cut", [face] * 3 + [other] * 3, 2), ("take", [face] * 6, 1)):
+        write_video(tmp_path / f"{name}.mp4", pictures)
+        verdict = p.predict_video(tmp_path / f"{name}.mp4", models, n_frames=6)
+        assert verdict.n_faces == 6
+        assert len(verdict.people) == people
+        first = verdict.faces[verdict.faces.face_idx == 0]
+        assert first.frame_idx.max() == (2 if people == 2 else 5)
+
+
+@pytest.mark.parametrize(
+    ("n_faces", "width", "told"), [(12, 48, []), (11, 48, ["few"]), (12, 47, ["47 pixels wide"])]
+)
+def test_a_score_from_few_or_small_faces_carries_a_warning(n_faces, width, told):
+    rows = {"frame_idx": range(n_faces), "face_idx": 0, "x0": 0.0, "x1": float(width)}
+    faces = pd.DataFrame(rows)
+    warnings = p.Verdict(Path("v"), "ok", 0.5, n_faces, faces).warnings
+    assert len(warnings) == len(told)
+    assert all(words in warning for words, warning in zip(told, warnings, strict=True))
+    assert p.Verdict(Path("v"), "no_face").warnings == []
+
+
+def test_the_limits_of_warnings_are_those_that_were_measured():
+    assert confident_strategy([1.0] * p.FEW_FACES + [0.5]) == 1
+    assert confident_strategy([1.0] * (p.FEW_FACES - 1) + [0.5]) < 1
+    table = pd.read_csv(ROOT / "experiments" / "limits.csv").query("kind == 'width'")
+    loss = table.set_index("value").against_value
+    assert loss[p.SMALL_FACE] > -0.02
+    assert (loss[loss.index < p.SMALL_FACE] < -0.1).all()

@@ -70,10 +70,8 @@ def make_scorer(
 
     precision: see `choose_precision`. By "auto" a small network stays in torch and fp32.
     """
-    device = model.fc.weight.device
-    large = sum(p.numel() for p in model.parameters()) >= LARGE
-    number = choose_precision(precision, device, large)
-    if choose_backend(backend if large or backend != "auto" else "torch", device) == "openvino":
+    device, (chosen, number) = model.fc.weight.device, choose_arithmetic(model, backend, precision)
+    if chosen == "openvino":
         request = Request(_compile_classifier(model, number))
         return lambda crops: request(crops)[0].float().sigmoid()
     model.to(memory_format=torch.channels_last)
@@ -85,6 +83,16 @@ def make_scorer(
     return score_by_torch
 
 
+def choose_arithmetic(
+    model: DeepfakeClassifier, backend: Backend, precision: Precision
+) -> tuple[str, torch.dtype]:
+    """What computes a model's scores here, and in which numbers; see `make_scorer`."""
+    device = model.fc.weight.device
+    large = sum(p.numel() for p in model.parameters()) >= LARGE
+    number = choose_precision(precision, device, large)
+    return choose_backend(backend if large or backend != "auto" else "torch", device), number
+
+
 def has_bf16(device: torch.device) -> bool:
     """Does this device compute in bfloat16, and not only imitate it, as a T4 does?"""
     if device.type == "cuda":
@@ -92,7 +100,7 @@ def has_bf16(device: torch.device) -> bool:
     return torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
 
 
-def choose_precision(precision: Precision, device: torch.device, large: bool) -> torch.dtype:
+def choose_precision(precision: Precision, device: torch.device, large: bool = True) -> torch.dtype:
     """What a network is computed in. "auto": fp32 for a small one; for a large one fp16 on a GPU,
     as upstream, and bf16 on a CPU.
 

@@ -195,7 +195,7 @@ class Predict:
             place = f"{len(verdicts)}/{len(videos)} " if len(videos) > 1 else ""
             print(f"{place}{submission.describe_verdict(verdict)}", flush=True)
             if self.report:
-                add_page(verdict, models, self.report / pages[verdict.video])
+                add_page(verdict, models, self.report / pages[verdict.video], self.settings)
         in_order = [verdicts[video] for video in videos]
         if self.out:
             submission.write_results(in_order, self.out, self.fallback)
@@ -225,15 +225,31 @@ def name_pages(names: dict[Path, str]) -> dict[Path, str]:
     return pages
 
 
-def add_page(verdict, models: dict, path: Path) -> None:
+def add_page(verdict, models: dict, path: Path, settings: config.PredictConfig) -> None:
     """Write the page about a video, or say why not: the verdict stands."""
     from dfdc_lib.ops.pages import write_page
     from dfdc_lib.video import VideoError
 
     try:
-        print(f"page: {write_page(verdict, models, path)}")
+        print(f"page: {write_page(verdict, models, path, settings)}")
     except (OSError, ValueError, RuntimeError, MemoryError, VideoError) as error:
         print(f"no page about {verdict.video}: {error}", file=sys.stderr)
+
+
+@dataclass
+class Verify:
+    """Score a page's video again: does the same come out?"""
+
+    record: Positional[Path]  # the JSON that `dfdc predict --report` writes beside a page
+    video: Path | None = None  # where the video lies now; without it, where it lay
+    checkpoint: Files = ()  # where the checkpoints lie now, in the same order
+
+    def __call__(self) -> int:
+        from dfdc_lib.ops.records import verify_record
+
+        code = print_findings(verify_record(self.record, self.video, self.checkpoint))
+        print("not equal" if code else "equal: the same comes out again")
+        return code
 
 
 @dataclass
@@ -309,7 +325,7 @@ def parse_words(words: Sequence[str]) -> Callable[[], int]:
     training, _ = tyro.cli(start_settings, args=words, return_unknown_args=True, add_help=False)
     train = tyro.conf.subcommand("train", default=Train(tyro.MISSING, tyro.MISSING, training))
     return tyro.cli(
-        Sample | Preprocess | Annotated[Train, train] | Weights | Predict | Doctor,
+        Sample | Preprocess | Annotated[Train, train] | Weights | Predict | Verify | Doctor,
         prog="dfdc",
         description="The DFDC 1st-place solution, step by step.",
         args=words,

@@ -49,11 +49,11 @@ def check_environment() -> list[Finding]:
     needed = importlib.metadata.requires("dfdc-lib") or []
     names = [re.split(r"[^\w.-]", line)[0] for line in needed if "extra ==" not in line]
     faster = "without a GPU, finding faces and scoring are several times faster with it"
-    openvino = _check_package("openvino", faster)._replace(ok=True)
+    openvino = check_package("openvino", faster)._replace(ok=True)
     free = shutil.disk_usage(".").free / 1e9
     needs = "the demo needs 2 GB, DFDC 470 GB and as much again for crops"
     disk = Finding("free disk", free > 2, f"{free:.0f} GB", needs)
-    return [python, *map(_check_package, names), openvino, check_gpu(), disk]
+    return [python, *map(check_package, names), openvino, check_gpu(), disk]
 
 
 def check_gpu() -> Finding:
@@ -81,7 +81,8 @@ def runs_on(architecture: str, major: int, minor: int) -> bool:
     return built <= (major, minor) and (kind == "compute" or built[0] == major)
 
 
-def _check_package(name: str, why: str = "./run_all.sh installs it") -> Finding:
+def check_package(name: str, why: str = "./run_all.sh installs it") -> Finding:
+    """Check that a package is installed, and say its version."""
     try:
         return Finding(name, True, importlib.metadata.version(name))
     except importlib.metadata.PackageNotFoundError:

@@ -13,13 +13,15 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from matplotlib.figure import Figure
 
 from dfdc_lib.augment import valid_transforms
+from dfdc_lib.config import PredictConfig
 from dfdc_lib.metrics import at_base_rate
 from dfdc_lib.model import DeepfakeClassifier
+from dfdc_lib.ops.records import make_record
 from dfdc_lib.plots import plot_people, show_pictures, undo_normalise
-from dfdc_lib.predict import REHEARSAL_WARNING, Cut, Scorer, Verdict, cut_crop
+from dfdc_lib.predict import FACE_COLUMNS, REHEARSAL_WARNING, Cut, Scorer, Verdict, cut_crop
 from dfdc_lib.rehearsal.sample import credit
-from dfdc_lib.store import write_text
-from dfdc_lib.video import iterate_frames
+from dfdc_lib.store import write_json, write_text
+from dfdc_lib.video import iterate_frames, time_code
 
 TEMPLATES = Environment(  # file names and reasons come from strangers: all values are escaped
     loader=PackageLoader("dfdc_lib.ops"),
@@ -29,17 +31,27 @@ TEMPLATES = Environment(  # file names and reasons come from strangers: all valu
     lstrip_blocks=True,
     keep_trailing_newline=True,
 )
+TEMPLATES.filters["time_code"] = time_code
 
 
-def write_page(verdict: Verdict, models: dict[str, Scorer], out: Path) -> Path:
-    """Write the page about a video to `out`. models: those that scored it."""
-    cards = {name: scorer.model.card for name, scorer in models.items()}
-    is_rehearsal = any(card.trained_on == "sample" for card in cards.values())
-    values: dict = {"verdict": verdict, "cards": cards, "credit": credit(verdict.video)}
+def write_page(
+    verdict: Verdict, models: dict[str, Scorer], out: Path, config: PredictConfig = PredictConfig()
+) -> Path:
+    """Write the page about a video to `out`, and the record of it beside: `out` as .json.
+
+    models, config: those that scored it.
+    """
+    record = make_record(verdict, models, config)
+    write_json(out.with_suffix(".json"), record)
+    is_rehearsal = any(s.model.card.trained_on == "sample" for s in models.values())
+    values: dict = {"verdict": verdict, "record": record, "credit": credit(verdict.video)}
+    named = list(zip(models, record["checkpoints"], strict=True))
+    values |= {"names_and_checkpoints": named, "record_file": out.with_suffix(".json").name}
     values |= {"warning": REHEARSAL_WARNING if is_rehearsal else "", "suspects": "", "maps": []}
     if verdict.p_fake is not None:
         rates = (0.5, 0.1, 0.01, 0.001)
         values["base_rates"] = {rate: at_base_rate(verdict.p_fake, rate) for rate in rates}
+        values["windows"] = verdict.windows.nlargest(5, "p_fake")
         values["timeline"] = embed(plot_people(verdict.faces))
         crops, maps, titles = explain_suspects(verdict, models, 4)
         titles, values["maps"] = titles + [""] * len(maps), maps
@@ -66,7 +78,7 @@ def explain(model: DeepfakeClassifier, crop: torch.Tensor) -> np.ndarray | None:
 
 def pick_suspects(faces: pd.DataFrame, n_crops: int) -> pd.DataFrame:
     """The faces with the highest mean p_fake over models, by person and time."""
-    place = ["frame_idx", "face_idx", "x0", "y0", "x1", "y1"]
+    place = [name for name in FACE_COLUMNS if name != "certainty"]
     mean = faces.groupby(place, as_index=False).p_fake.mean()
     highest = mean.sort_values("p_fake", ascending=False).head(n_crops)
     return highest.sort_values(["face_idx", "frame_idx"], ignore_index=True)
@@ -91,7 +103,8 @@ def explain_suspects(
         if (heat := explain(model, view)) is not None:
             colours = plt.get_cmap("magma")(heat)[..., :3] * 255
             maps.append((0.5 * crops[-1] + 0.5 * colours).round().astype(np.uint8))
-        titles.append(f"frame {row.frame_idx}, person {row.face_idx}\np_fake {row.p_fake:.2f}")
+        told = f"{time_code(row.seconds)}, frame {row.frame_idx}\nperson {row.face_idx}, "
+        titles.append(f"{told}p_fake {row.p_fake:.2f}")
     return crops, maps, titles
 
 

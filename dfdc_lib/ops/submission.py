@@ -42,7 +42,7 @@ from dfdc_lib.store import (
     show,
     write_csv,
 )
-from dfdc_lib.video import printable
+from dfdc_lib.video import printable, time_code
 
 # Another run tries these again: they may be the disk's fault or the machine's.
 TRIED_AGAIN = ("unreadable", "detect_error", "missing_file", "crashed", "timeout", "out_of_memory")
@@ -54,7 +54,7 @@ VIDEO_NAME = re.compile(
     re.IGNORECASE | re.DOTALL,
 )
 STATUS, PREDICTIONS = "status.csv", "predictions.parquet"  # beside a submission
-STATUS_COLUMNS = ["filename", "status", "n_frames", "n_faces", "n_people", "reason"]
+STATUS_COLUMNS = ["filename", "status", "n_frames", "n_faces", "n_people", "reason", "warnings"]
 
 
 def score_files(
@@ -214,7 +214,8 @@ def write_results(verdicts: Sequence[Verdict], out: Path, fallback: float | None
     for v in verdicts:
         name, n_people = names[v.video], v.faces.face_idx.nunique()
         scores.append((name, fallback if v.p_fake is None else v.p_fake))
-        rows.append((name, v.status, v.n_frames, v.n_faces, n_people, v.reason))
+        counts = v.n_frames, v.n_faces, n_people
+        rows.append((name, v.status, *counts, v.reason, "; ".join(v.warnings)))
         if len(v.faces):
             faces.append(v.faces.assign(video=name))
     table = pd.concat(faces or [NO_FACES.assign(video=[])], ignore_index=True)
@@ -296,7 +297,11 @@ def describe_verdict(verdict: Verdict) -> str:
     words += f"p_fake {verdict.p_fake:.3f}, {verdict.n_faces} faces in {verdict.n_frames} frames"
     if len(people := verdict.people) > 1:
         words += ", by person " + ", ".join(f"{p:.3f}" for p in people.p_fake)
-    return f"{words} ({verdict.reason})" if verdict.reason else words
+    if len(windows := verdict.windows) > 1:
+        top = windows.loc[windows.p_fake.idxmax()]
+        words += f", highest {top.p_fake:.3f} from {time_code(top.start)} to {time_code(top.end)}"
+    words += f" ({verdict.reason})" if verdict.reason else ""
+    return "; warning: ".join([words, *verdict.warnings])
 
 
 def describe_scores(

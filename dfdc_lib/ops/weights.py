@@ -12,8 +12,6 @@ from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
-from dfdc_lib.store import digest_file
-
 UPSTREAM = "https://github.com/selimsef/dfdc_deepfake_challenge"
 RELEASE = f"{UPSTREAM}/releases/download/0.0.1"
 TRIES, PAUSE, PATIENCE = 5, 2, 30  # of a download; seconds between them, and of silence
@@ -99,6 +97,8 @@ def _report(progress: Callable | None, before: int, total: int, done: int) -> No
 
 def is_released(path: Path, name: str) -> bool:
     """Is this file, byte for byte, what upstream released under a name?"""
+    from dfdc_lib.store import digest_file
+
     size, sha256 = RELEASED[name]
     return path.is_file() and path.stat().st_size == size and digest_file(path) == sha256
 
