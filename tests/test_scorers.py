@@ -1,4 +1,5 @@
 import os
+import signal
 import subprocess
 import sys
 
@@ -125,3 +126,24 @@ def test_numbers_are_those_that_the_machine_computes_in(
             scorers.choose_precision(*given)
     else:
         assert scorers.choose_precision(*given) == number
+
+
+@pytest.mark.skipif(not hasattr(signal, "SIGUSR1"), reason="Windows has no such signal")
+def test_a_signal_finds_its_handler_after_compiled_networks_have_ended():
+    """The first that was compiled ends first; a crash would end the process."""
+    pytest.importorskip("openvino")
+    code = """if True:
+    import gc, signal, torch
+    from dfdc_lib.fast.scorers import compile_network
+    example = torch.zeros(1, 3)
+    first, second = (compile_network(torch.nn.Linear(3, 1), example, (-1, 3)) for _ in range(2))
+    del first
+    gc.collect()
+    del second
+    gc.collect()
+    signal.signal(signal.SIGUSR1, lambda *_: print("handled"))
+    signal.raise_signal(signal.SIGUSR1)
+    """
+    command = [sys.executable, "-X", "faulthandler", "-c", code]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert (done.returncode, done.stdout) == (0, "handled\n"), done.stderr

@@ -3,6 +3,7 @@
 import os
 import warnings
 from collections.abc import Callable, Sequence
+from functools import cache
 from importlib.util import find_spec
 from types import ModuleType
 from typing import get_args
@@ -48,7 +49,14 @@ def compile_network(network: nn.Module, example: Tensor, shape: Sequence[int], *
         traced = torch.jit.trace(network.eval(), example, check_trace=False)
         converted = openvino.convert_model(traced, input=shapes, example_input=example)
     # Pinned threads of two processes would share the first core and leave the second idle.
-    return openvino.Core().compile_model(converted, "CPU", {"ENABLE_CPU_PINNING": False} | settings)
+    return _core().compile_model(converted, "CPU", {"ENABLE_CPU_PINNING": False} | settings)
+
+
+@cache
+def _core():
+    """OpenVINO's core, one a process: each lays its own stack for signals over the last one's, and
+    where the first ends first, a stack that is gone comes back. Ctrl-C would then be a crash."""
+    return _import_openvino().Core()
 
 
 class Request:

@@ -5,7 +5,7 @@ import platform
 import shlex
 import sys
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -52,7 +52,7 @@ def make_record(verdict: Verdict, models: dict[str, Scorer], config: PredictConf
         "windows": windows.to_dict("records"),
         "faces": verdict.faces.to_dict("records"),
         "checkpoints": checkpoints,
-        "settings": asdict(config),
+        "settings": asdict(replace(config, procedure=verdict.procedure)),
         "made": {
             "date": datetime.now(UTC).isoformat(timespec="seconds"),
             "command": shlex.join(sys.argv),

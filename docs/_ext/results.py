@@ -32,6 +32,19 @@ def margins(table: pd.DataFrame) -> Lines:
     return [head, rule, *rows, "", f"Highest: {best}. 0.5 is guessing."]
 
 
+def limits(table: pd.DataFrame) -> Lines:
+    head = "| {} | AUC (95 %) | against the last line |\n|---|---|---|"
+    names, lines = {"width": "width of a face, pixels", "frames": "frames of a video"}, []
+    for kind, rows in table.groupby("kind", sort=False):
+        lines += ["", *head.format(names[kind]).split("\n")]
+        for row in rows.itertuples():
+            against = "" if pd.isna(row.against_value) else f"{row.against_value:+.3f}"
+            lines.append(
+                f"| {row.value} | {row.auc:.2f} ({row.low:.2f} to {row.high:.2f}) | {against} |"
+            )
+    return lines
+
+
 def leave_one_out(table: pd.DataFrame) -> Lines:
     joint = table[table.seed == "all"]
     return auc_table("AUC (95 %)", joint, "arm", "method")
@@ -115,7 +128,16 @@ def procedures(table: pd.DataFrame) -> Lines:
 
 READERS: dict[str, Callable[[pd.DataFrame], Lines]] = {
     f.__name__: f
-    for f in (margins, leave_one_out, transfer, sample_audit, encoders, ensembles, procedures)
+    for f in (
+        margins,
+        limits,
+        leave_one_out,
+        transfer,
+        sample_audit,
+        encoders,
+        ensembles,
+        procedures,
+    )
 }
 
 
