@@ -16,7 +16,7 @@ from torch import Tensor
 
 from dfdc_lib.aggregate import STRATEGIES, join_videos
 from dfdc_lib.augment import valid_transforms
-from dfdc_lib.config import INFERENCE_THRESHOLDS, MARGINS, Margin, PredictConfig
+from dfdc_lib.config import INFERENCE_THRESHOLDS, MARGINS, Margin, PredictConfig, Procedure
 from dfdc_lib.faces import DETECT_AT_ONCE, FaceLinker, Faces, shared_detector
 from dfdc_lib.geometry import cut_face, isotropic_resize, spread_indices
 from dfdc_lib.jobs import Lost, count_cores
@@ -51,7 +51,7 @@ class Verdict:
     faces: pd.DataFrame = field(default_factory=NO_FACES.copy)  # a row per face and checkpoint
     reason: str = ""
     strategy: str = PredictConfig.strategy
-    procedure: str = "slides"  # how its faces were found and cut: a name from config.PROCEDURES
+    procedure: Procedure = "slides"  # how its faces were found and cut
     every_seconds: float = 0.0  # the length of its windows; 0: the whole video is one
 
     @property

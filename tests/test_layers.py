@@ -19,7 +19,7 @@ CORE = (  # in reading order: a module imports only from those before it
     ("plots",),
 )
 ORDER = [module for row in CORE for module in row]
-CHOOSE_FAST = {"faces", "predict"}  # inside the function that chooses it
+CHOOSE_FAST = {"faces", "predict", "train"}  # inside the function that chooses it
 WINGS = {"rehearsal": {"core"}, "fast": {"core"}, "ops": {"core", "rehearsal", "fast", "ops"}}
 NO_DISK = ["geometry", "ssim", "metrics", "aggregate", "blending", "augment", "plots"]
 NO_DISK += ["rehearsal.manipulate", "rehearsal.forensics"]

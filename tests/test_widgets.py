@@ -15,6 +15,7 @@ from playwright.sync_api import Page
 from waiting import wait_for
 
 from dfdc_lib.model import DeepfakeClassifier, save_checkpoint
+from dfdc_lib.store import WorkFolder
 
 pytestmark = pytest.mark.slow
 
@@ -24,12 +25,13 @@ def course(small_sample, small_work, tmp_path_factory) -> Path:
     """A folder with notebooks 09 and 15, set to the small sample and an untrained checkpoint."""
     folder = tmp_path_factory.mktemp("course")
     torch.manual_seed(0)
-    checkpoint = small_work.run("widgets") / "last.pt"
+    work = WorkFolder(Path(shutil.copytree(small_work.root, folder / "work")))
+    checkpoint = work.run("widgets") / "last.pt"
     checkpoint.parent.mkdir(parents=True)
     save_checkpoint(checkpoint, DeepfakeClassifier("tiny"))
     (folder / "notebooks").mkdir()
     shutil.copytree(ROOT / "experiments", folder / "experiments")
-    common = {"DATA": str(small_sample), "WORK": str(small_work.root), "INTERACTIVE": True}
+    common = {"DATA": str(small_sample), "WORK": str(work.root), "INTERACTIVE": True}
     own = {
         "09_aggregation_strategies": {"RUN": "widgets", "FRAMES": 2, "VIDEOS": 2},
         "15_your_own_video": {"CHECKPOINTS": str(checkpoint), "FRAMES": 3},
