@@ -66,8 +66,7 @@ class Verdict:
             return []
         told, width = [], (self.faces.x1 - self.faces.x0).median()
         if self.n_faces < FEW_FACES:
-            sure = f"from {FEW_FACES} on the method may be sure of a fake"
-            told.append(f"{self.n_faces} faces are few: {sure}")
+            told.append(f"only {self.n_faces} faces: to be sure of a fake takes {FEW_FACES}")
         if width < SMALL_FACE:
             told.append(
                 f"half of the faces are at most {width:.0f} pixels wide: a fake's traces go"
