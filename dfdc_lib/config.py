@@ -129,11 +129,11 @@ class PredictConfig:
     """From a video to a verdict. The defaults are the slides'."""
 
     frames: int = 32  # looked at, spread evenly over the video; a shorter one gives all it has
-    strategy: str = "confident"  # how scores are joined: a name from aggregate.STRATEGIES
+    strategy: str = "confident"  # how scores are joined: mean, median, … (aggregate.STRATEGIES)
     procedure: Procedure = ""  # how faces are found and cut; default: as the checkpoints want it
     backend: Backend = "auto"  # what computes the scores
     precision: Precision = "auto"  # of the scores' arithmetic
-    every_seconds: float = 0.0  # for long videos: so many frames of each window of so many seconds
+    every_seconds: float = 0.0  # also score each window of so many seconds, for long videos; 0: off
 
     def __post_init__(self):
         _require(self.frames >= 1, f"at least one frame must be looked at, got {self.frames}")

@@ -66,7 +66,8 @@ class Verdict:
             return []
         told, width = [], (self.faces.x1 - self.faces.x0).median()
         if self.n_faces < FEW_FACES:
-            told.append(f"only {self.n_faces} faces: to be sure of a fake takes {FEW_FACES}")
+            needs = f"the rule needs {FEW_FACES} to be sure of a fake"
+            told.append(f"only {self.n_faces} pictures of faces: {needs}")
         if width < SMALL_FACE:
             told.append(
                 f"half of the faces are at most {width:.0f} pixels wide: a fake's traces go"

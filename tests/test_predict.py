@@ -229,7 +229,7 @@ def test_who_is_in_the_same_place_after_a_cut_is_someone_else(models, tmp_path):
 
 @pytest.mark.parametrize(
     ("n_faces", "width", "told"),
-    [(12, 48, []), (11, 48, ["only 11 faces"]), (12, 47, ["47 pixels wide"])],
+    [(12, 48, []), (11, 48, ["only 11 pictures of faces"]), (12, 47, ["47 pixels wide"])],
 )
 def test_a_score_from_few_or_small_faces_carries_a_warning(n_faces, width, told):
     rows = {"frame_idx": range(n_faces), "face_idx": 0, "x0": 0.0, "x1": float(width)}

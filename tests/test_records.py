@@ -111,10 +111,14 @@ def test_what_has_changed_is_told_and_nothing_else(name, moved, capsys):
     change(moved)
     code, said = verify(moved, capsys)
     assert code == 1
-    bad = [line.removeprefix("BAD ").split(": ")[0] for line in said.splitlines() if "BAD" in line]
+    bad = [
+        line.removeprefix("BAD ").split(": ")[0]
+        for line in said.splitlines()
+        if line.startswith("BAD")
+    ]
     assert [Path(words).name for words in bad if "person" not in words] == wrong
     assert any("person" in words for words in bad) == (name in ("the network", "no people"))
-    assert said.endswith("not equal\n")
+    assert said.endswith("not equal: BAD says what differs\n")
 
 
 @pytest.mark.parametrize("text", ["[]", "{}", '{"verdict": 1}', "no JSON"])
@@ -147,6 +151,6 @@ def test_the_page_about_windows_lists_the_highest(place):
     models, config = load_models([place / "m.pt"]), PredictConfig(frames=2, every_seconds=0.2)
     verdict = next(predict_videos([place / "clip.mp4"], models, config))
     page = write_page(verdict, models, place / "windows.html", config).read_text()
-    assert "The windows with the highest scores" in page
+    assert "Each window by itself" in page
     listed = json.loads((place / "windows.json").read_text())["windows"]
     pd.testing.assert_frame_equal(pd.DataFrame(listed), verdict.windows)

@@ -248,7 +248,7 @@ class Verify:
         from dfdc_lib.ops.records import verify_record
 
         code = print_findings(verify_record(self.record, self.video, self.checkpoint))
-        print("not equal" if code else "equal: the same comes out again")
+        print("not equal: BAD says what differs" if code else "equal: the same comes out again")
         return code
 
 

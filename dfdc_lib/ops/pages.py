@@ -51,7 +51,6 @@ def write_page(
     if verdict.p_fake is not None:
         rates = (0.5, 0.1, 0.01, 0.001)
         values["base_rates"] = {rate: at_base_rate(verdict.p_fake, rate) for rate in rates}
-        values["windows"] = verdict.windows.nlargest(5, "p_fake")
         values["timeline"] = embed(plot_people(verdict.faces))
         crops, maps, titles = explain_suspects(verdict, models, 4)
         titles, values["maps"] = titles + [""] * len(maps), maps

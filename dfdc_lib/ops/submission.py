@@ -53,6 +53,7 @@ VIDEO_NAME = re.compile(
     r"|jpe?g|png|webp|avif|heic|heif)",
     re.IGNORECASE | re.DOTALL,
 )
+LONG = 60  # seconds, of which 32 frames show little
 STATUS, PREDICTIONS = "status.csv", "predictions.parquet"  # beside a submission
 STATUS_COLUMNS = ["filename", "status", "n_frames", "n_faces", "n_people", "reason", "warnings"]
 
@@ -295,11 +296,15 @@ def describe_verdict(verdict: Verdict) -> str:
     if verdict.p_fake is None:
         return words + verdict.reason
     words += f"p_fake {verdict.p_fake:.3f}, {verdict.n_faces} faces in {verdict.n_frames} frames"
-    if len(people := verdict.people) > 1:
+    if 1 < len(people := verdict.people) <= 4:
         words += ", by person " + ", ".join(f"{p:.3f}" for p in people.p_fake)
+    elif len(people) > 1:  # with cuts, one may have several numbers
+        words += f", the highest of {len(people)} people {people.p_fake.max():.3f}"
     if len(windows := verdict.windows) > 1:
         top = windows.loc[windows.p_fake.idxmax()]
         words += f", highest {top.p_fake:.3f} from {time_code(top.start)} to {time_code(top.end)}"
+    elif verdict.faces.seconds.max() > LONG:
+        words += "; a long video: --every-seconds 10 tells where its score is high"
     words += f" ({verdict.reason})" if verdict.reason else ""
     return "; warning: ".join([words, *verdict.warnings])
 
@@ -311,7 +316,9 @@ def describe_scores(
     count, total = sum(verdict.p_fake is not None for verdict in verdicts), len(verdicts)
     others = "" if fallback is None else f"; the others count as {fallback} in the submission"
     lines = [f"{count} of {total} videos have a score (coverage {count / total:.0%}){others}"]
-    told = f"where 1 % of videos are fake, a calibrated 0.9 means {at_base_rate(0.9, 0.01):.0%}"
+    told = (
+        f"if one video in 100 is fake, of those scored 0.9 only {at_base_rate(0.9, 0.01):.0%} are"
+    )
     lines.append(f"a score is no proof: {told}")
     if labels:
         instead = 0.5 if fallback is None else fallback

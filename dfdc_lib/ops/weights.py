@@ -117,7 +117,7 @@ def copy_or_download(source: str, name: str, part: Path, report: Callable[[int],
             offline = isinstance(getattr(error, "reason", None), socket.gaierror)
             if missing or offline or not left:
                 fix = "--mirror names an address or a folder that has it; what came is kept"
-                raise OSError(f"{name} can't be downloaded ({error}): {fix}") from error
+                raise OSError(f"can't download {source}/{name} ({error}): {fix}") from error
             time.sleep(PAUSE)
 
 
