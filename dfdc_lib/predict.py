@@ -73,7 +73,6 @@ class Verdict:
                 f"half of the faces are at most {width:.0f} pixels wide: a fake's traces go"
             )
         return told
-        return told
 
     @property
     def people(self) -> pd.DataFrame:

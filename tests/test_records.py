@@ -135,6 +135,11 @@ def test_a_missing_video_names_the_option(moved, capsys):
     assert "--video says where it lies now" in said
 
 
+def test_another_number_of_checkpoints_is_told(moved, capsys):
+    assert verify(moved, capsys, moved / "m.pt")[0] == 2
+    assert "1 checkpoints gave" in verify(moved, capsys, moved / "other.pt")[1]
+
+
 def test_a_verdict_without_a_score_has_a_record_too(place, tmp_path):
     (tmp_path / "empty.mp4").write_bytes(b"")
     models = load_models([place / "m.pt"])

@@ -102,7 +102,7 @@ def _compile(name: str, threads: int):
 
 
 def pyramid_scales(height: int, width: int) -> list[float]:
-    """The scales at which P-Net's 12 pixels cover faces of 20, 28, 40, … up to the whole frame."""
+    """The scales at which P-Net's 12 pixels cover faces of 20, 28, 40 and so on up to the frame."""
     scales, scale = [], SIDES["PNet"] / SMALLEST_FACE
     while min(height, width) * scale >= SIDES["PNet"]:
         scales.append(scale)

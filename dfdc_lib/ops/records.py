@@ -5,8 +5,10 @@ import platform
 import shlex
 import sys
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from dataclasses import asdict, replace
 from datetime import UTC, datetime
+from functools import lru_cache
 from pathlib import Path
 
 from dfdc_lib.config import PredictConfig
@@ -38,18 +40,17 @@ def make_record(verdict: Verdict, models: dict[str, Scorer], config: PredictConf
     """
     checkpoints = [
         {
-            "path": os.path.abspath(name) if Path(name).is_file() else None,
-            "sha256": digest_file(Path(name)) if Path(name).is_file() else None,
+            **describe_checkpoint(Path(name)),
             "numbers": describe_numbers(scorer.model, config),
             "card": scorer.model.card.to_json(),
         }
         for name, scorer in models.items()
     ]
-    windows = verdict.windows if verdict.every_seconds else verdict.windows[:0]
+    windows = verdict.windows.to_dict("records") if verdict.every_seconds else []
     return {
         "video": describe_file(verdict.video),
         "verdict": summarise(verdict) | {"reason": verdict.reason, "warnings": verdict.warnings},
-        "windows": windows.to_dict("records"),
+        "windows": windows,
         "faces": verdict.faces.to_dict("records"),
         "checkpoints": checkpoints,
         "settings": asdict(replace(config, procedure=verdict.procedure)),
@@ -72,17 +73,30 @@ def summarise(verdict: Verdict) -> dict:
     }
 
 
+def describe_checkpoint(path: Path) -> dict:
+    """A checkpoint's place and digest; None for a model that did not come from a file."""
+    if not path.is_file():
+        return {"path": None, "sha256": None}
+    about = path.stat()
+    sha256 = _digest_once(path.absolute(), about.st_size, about.st_mtime_ns)
+    return {"path": os.path.abspath(path), "sha256": sha256}
+
+
+@lru_cache
+def _digest_once(path: Path, size: int, changed: int) -> str:
+    """The digest of a file as it was then: each page asks for those of seven large ones."""
+    return digest_file(path)
+
+
 def describe_file(path: Path) -> dict:
     """A video's place, digest and size; what can't be read is None."""
     about: dict = dict.fromkeys(("sha256", "bytes", "width", "height", "n_frames", "seconds"))
     about |= {"path": os.path.abspath(path)}
-    try:
+    with suppress(OSError, VideoError):  # the verdict's status says why
         about |= {"sha256": digest_file(path), "bytes": os.path.getsize(path)}
         info = probe(path)
         about |= {name: getattr(info, name) for name in ("width", "height", "n_frames")}
         about["seconds"] = float(info.times.max(initial=0)) + (1 / info.fps if info.fps else 0)
-    except (OSError, VideoError):  # the verdict's status says it
-        pass
     return about
 
 
@@ -90,6 +104,11 @@ def describe_numbers(model: DeepfakeClassifier, config: PredictConfig) -> str:
     """By what, and in what numbers, a model's scores are computed here."""
     backend, number = choose_arithmetic(model, config.backend, config.precision)
     return f"{backend}, {str(number).removeprefix('torch.')}"
+
+
+def tolerance_of(numbers: str) -> float:
+    """By how much a score may differ. numbers: of `describe_numbers`."""
+    return TOLERANCES[numbers.rpartition(", ")[2]]
 
 
 def read_versions() -> dict[str, str]:
@@ -111,29 +130,26 @@ def verify_record(
         video = video or Path(stored["video"]["path"])
         paths = [Path(c) for c in checkpoints or (c["path"] for c in stored["checkpoints"])]
         digests = [stored["video"]["sha256"], *(c["sha256"] for c in stored["checkpoints"])]
-        numbers, versions = (
-            [c["numbers"] for c in stored["checkpoints"]],
-            stored["made"]["versions"],
-        )
+        limits = [tolerance_of(c["numbers"]) for c in stored["checkpoints"]]
+        versions = dict(stored["made"]["versions"])
         before = {name: then[name] for name in ("status", "n_frames", "n_faces")}
         scores = flatten(then)
-    except (KeyError, TypeError, ValueError, AttributeError) as error:
+    except (LookupError, TypeError, ValueError, AttributeError) as error:
         raise DamagedFile(f"{path} is no record of `dfdc predict --report`: {error!r}") from error
     if not video.exists():
         raise FileNotFoundError(f"no such video: {video}; --video says where it lies now")
-    findings = [compare_files(*pair) for pair in zip([video, *paths], digests, strict=False)]
+    if len(paths) != len(limits):
+        raise ValueError(f"{len(limits)} checkpoints gave this score, and {len(paths)} are named")
+    findings = [compare_files(*pair) for pair in zip([video, *paths], digests, strict=True)]
     models = load_models(paths, config)
     verdict = next(predict_videos([video], models, config))
-    now, numbers = (
-        summarise(verdict),
-        numbers + [describe_numbers(scorer.model, config) for scorer in models.values()],
-    )
+    now = summarise(verdict)
     found = ", ".join(f"{name} {now[name]}" for name in before)
     same = all(now[name] == value for name, value in before.items())
     told = "" if same else f"it was {', '.join(map(str, before.values()))}"
     findings.append(Finding("what was seen", same, found, told))
-    limit = max(TOLERANCES[words.split(", ")[1]] for words in numbers)
-    findings += compare_scores(scores, flatten(now), limit)
+    limits += [tolerance_of(describe_numbers(s.model, config)) for s in models.values()]
+    findings += compare_scores(scores, flatten(now), max(limits))
     changed = {n: v for n, v in read_versions().items() if versions.get(n) != v}
     words = ", ".join(f"{n} {versions.get(n)} then, {v} now" for n, v in changed.items())
     return [*findings, Finding("versions", True, words or "as then")]

@@ -69,7 +69,7 @@ def score_files(
 ) -> Iterator[Verdict]:
     """Yield each video's verdict as it comes; first those that a stopped call has made.
 
-    models: checkpoint's path → scorer. out: the submission; a journal beside it keeps the verdicts.
+    models: by checkpoint's path. out: the submission; a journal beside it keeps the verdicts.
     workers, scheduler, time_limit: as in `run_jobs`; workers decode and find faces, and a cluster's
     load the checkpoints and score too.
 

@@ -203,7 +203,7 @@ def film_all(
 
 
 def read_recipes(data: Path) -> dict[str, dict]:
-    """How each video of a sample was made: video_id → {"shot": …} and, for a fake, {"fake": …}."""
+    """How each video of a sample was made, by video_id: its "shot" and, for a fake, its "fake"."""
     return read_json(Path(data) / "sample.json")["videos"]
 
 
