@@ -84,7 +84,8 @@ def pair(rows: pd.DataFrame) -> pd.DataFrame:
     fake = rows.label.to_numpy() == 1
     places = faces[fake].reset_index(names="place").merge(faces.face[~fake], on="face").place
     if places.empty:
-        raise NotEnough("no fake crop has its real partner: were the originals preprocessed?")
+        fix = "were the originals preprocessed? Where none are told, train with --no-paired"
+        raise NotEnough(f"no fake crop has its real partner: {fix}")
     return rows.iloc[places].reset_index(drop=True)
 
 

@@ -15,7 +15,7 @@ class Row(NamedTuple):
     video_id: str
     file: str  # relative to the data folder
     label: int  # 1 for a fake
-    original_id: str  # its own for an original
+    original_id: str  # its own for an original, and for a fake whose original nobody tells
     part: int
 
 
@@ -46,15 +46,20 @@ def read_metadata(data: Path) -> pd.DataFrame:
     repeated = table.video_id[table.video_id.duplicated()]
     if len(repeated):
         raise MetadataError(f"{data}: video {repeated.iloc[0]!r} is listed twice")
-    fakes = table[table.label == 1]
-    for fake in fakes[fakes.original_id.isin(fakes.video_id)].itertuples():
+    fakes = table[(table.label == 1) & ~is_own(table)]
+    for fake in fakes[fakes.original_id.isin(table.video_id[table.label == 1])].itertuples():
         pair = f"the original of {fake.video_id!r}, {fake.original_id!r}"
         raise MetadataError(f"{data}: {pair}, is listed as a fake")
     return table.sort_values(["part", "video_id"], ignore_index=True)
 
 
-def read_part(data: Path, path: Path, with_original: bool = True) -> list[Row]:
-    """What a metadata file says of its videos. with_original: a fake must name its original."""
+def is_own(table: pd.DataFrame) -> pd.Series:
+    """Which videos' faces are found in themselves: originals, and fakes without an original."""
+    return table.video_id == table.original_id
+
+
+def read_part(data: Path, path: Path) -> list[Row]:
+    """What a metadata file says of its videos."""
     try:
         entries = read_json(path)
     except DamagedFile as error:
@@ -72,8 +77,10 @@ def read_part(data: Path, path: Path, with_original: bool = True) -> list[Row]:
             wanted = "a label of REAL or FAKE, or is_fake of 0 or 1"
             raise MetadataError(f"{path}: {name} needs {wanted}, got {show(label)}")
         fake = label in ("FAKE", 1)
-        if fake and with_original:
-            original_id = _stem(path, f"the original of {name}", entry.get("original"))
+        if fake and entry.get("original") is not None:
+            original_id = _stem(path, f"the original of {name}", entry["original"])
+            if original_id == video_id:
+                raise MetadataError(f"{path}: {name} is listed as a fake of itself")
         file = str((path.parent / name).relative_to(data))
         rows.append(Row(video_id, file, int(fake), original_id, part))
     return rows
@@ -113,7 +120,7 @@ def describe_folds(table: pd.DataFrame, folds: np.ndarray) -> str:
     text = "one part only, cut by original into" if n_parts == 1 else f"{n_parts} parts in"
     text += f" {n_folds} folds"
     if n_parts < 50:
-        text += " (the full set: 50 parts in 16 folds)"
+        text += " (all of DFDC: 50 parts in 16 folds)"
     unlisted = set(table.original_id) - set(table.video_id)
     if unlisted:
         text += f"; {len(unlisted)} originals are not listed: their fakes can't be used"

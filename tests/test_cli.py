@@ -90,7 +90,7 @@ def test_options_are_the_settings(command, name):
 @pytest.mark.parametrize(
     ("call", "message"),
     [
-        ("", "{sample, preprocess, train, weights, predict, verify, doctor}"),
+        ("", "{sample, adopt, preprocess, train, weights, predict, evaluate, verify, doctor}"),
         ("simple out", "simple"),
         ("sample", "OUT"),
         ("sample out --sede 3", "--sede"),
@@ -108,7 +108,10 @@ def test_options_are_the_settings(command, name):
         ("predict --checkpoint gone.pt", "name the videos"),
         ("predict gone.mp4 --checkpoint gone.pt", "no such file or folder: gone.mp4"),
         (f"predict {__file__} --checkpoint gone.pt", "no such checkpoint: gone.pt"),
-        (f"predict {__file__} --labels gone.csv --checkpoint gone.pt", "gone.csv"),
+        ("adopt ffpp gone out", "/gone"),
+        ("adopt kodf gone out", "invalid choice 'kodf'"),
+        ("evaluate gone.csv --labels gone", "gone.csv"),
+        ("evaluate --labels gone", "name the results"),
         ("doctor --estimate 2", "--data"),
     ],
 )
@@ -146,23 +149,36 @@ def test_preprocess_and_train_work_from_the_command_line(small_sample, uncropped
 
 def test_a_score_a_page_and_what_the_labels_say(small_sample, predict, tmp_path, capsys):
     video, out = small_sample / read_metadata(small_sample).file[0], tmp_path / "submission.csv"
-    assert predict(video, "--out", out, "--report", tmp_path, "--labels", small_sample) == 0
+    assert predict(video, "--out", out, "--report", tmp_path) == 0
     printed = capsys.readouterr()
     assert "rehearsal" in printed.err
-    for told in ("p_fake", "coverage 100%", "log loss", "1 of 12 videos with a label were given"):
+    for told in ("p_fake", "coverage 100%"):
         assert told in printed.out
     assert pd.read_csv(out).label.between(0, 1).all()
     assert (tmp_path / f"{video.name}.html").exists()
-    (tmp_path / "labels.csv").write_text("filename,label\nother.mp4,1\n")
-    assert predict(video, "--labels", tmp_path / "labels.csv") == 2
+    labels = [str(small_sample), str(tmp_path / "labels.csv")]
+    Path(labels[1]).write_text("filename,label\nother.mp4,1\n")
+    page = ["--out", str(tmp_path / "evaluation")]
+    assert main(["evaluate", str(out), "--labels", *labels, *page]) == 0
     printed = capsys.readouterr()
-    assert "no label for " in printed.err
-    assert "p_fake" not in printed.out  # before any score
+    assert "rehearsal" in printed.err
+    assert "log loss" in printed.out
+    assert (tmp_path / "evaluation" / "evaluation.html").exists()
+    assert main(["evaluate", str(out), "--labels", labels[1]]) == 2
+    assert f"no video of {out} has a label" in capsys.readouterr().err
     (tmp_path / "text.mp4").write_text("no video")
     assert predict(tmp_path, "--fallback", "0.5") == 1
     printed = capsys.readouterr().out
     assert "unreadable" in printed
     assert "the others count as 0.5" in printed
+
+
+def test_folders_are_adopted_from_the_command_line(tmp_path, capsys):
+    for name in ("real", "fake"):
+        (tmp_path / "plain" / name).mkdir(parents=True)
+        (tmp_path / "plain" / name / "a.mp4").touch()
+    assert main(["adopt", "folders", str(tmp_path / "plain"), str(tmp_path / "out")]) == 0
+    assert "2 videos are linked" in capsys.readouterr().out
 
 
 def test_a_picture_is_scored_and_gets_a_page(predict, tmp_path, capsys):

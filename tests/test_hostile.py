@@ -34,7 +34,7 @@ from dfdc_lib.dataset import Crop, CropDataset, CropReader, PairDataset, pair, r
 from dfdc_lib.metadata import MetadataError, read_metadata
 from dfdc_lib.model import load_checkpoint, save_checkpoint
 from dfdc_lib.ops.pipeline import preprocess
-from dfdc_lib.ops.submission import read_labels
+from dfdc_lib.ops.results import read_truth
 from dfdc_lib.rehearsal.people import portrait
 from dfdc_lib.store import DamagedFile, WorkFolder, read_mask, read_png, write_png
 from dfdc_lib.video import iterate_frames, open_container, probe
@@ -370,13 +370,17 @@ METADATA = {
     "a number that fills the page": (b"9" * 100_000, "is not JSON"),
     "a list": (["a.mp4"], "one object"),
     "a deep label": (f'{{"a.mp4": {{"label": {DEEP}}}}}'.encode(), "REAL or FAKE"),
-    "a fake of itself": ({"good.mp4": FAKE}, "'good', is listed as a fake"),
+    "a fake of itself": ({"good.mp4": FAKE}, "good.mp4 is listed as a fake of itself"),
+    "a fake of a fake": (
+        {"a.mp4": FAKE, "good.mp4": FAKE | {"original": "b.mp4"}},
+        "'good', is listed as a fake",
+    ),
     "the same name twice": (b'{"a.mp4": {}, "a.mp4": {}}', "'a.mp4' is listed twice"),
     "two endings": ({"a.mp4": REAL, "a.mov": REAL}, "'a' is listed twice"),
 }
 ENTRIES = [None, 7, {}, {"label": ["REAL"]}, {"label": "real"}, {"is_fake": 2}]
 METADATA |= {f"entry {entry}": ({"a.mp4": entry}, "needs a label of REAL") for entry in ENTRIES}
-ORIGINALS = [FAKE | {"original": name} for name in (None, 7, ["b.mp4"], "../b.mp4")]
+ORIGINALS = [FAKE | {"original": name} for name in ("", 7, ["b.mp4"], "../b.mp4")]
 METADATA |= {str(entry): ({"a.mp4": entry}, "the original of a.mp4 .* is") for entry in ORIGINALS}
 BAD_NAMES = ["", "..", "../a.mp4", "/etc/passwd", ".a.mp4", "a\0.mp4", "a\n.mp4", "a" * 151]
 BAD_NAMES += ["\x1b[2J.mp4", "\u202e4pm.mp4", "a" * 2**20]  # clears the screen, turns text round
@@ -402,7 +406,7 @@ def test_each_kind_of_metadata_is_one_clear_error(tmp_path, content, message):
 LABELS = {
     "not UTF-8": (b"filename,label\ncaf\xe9.mp4,1\n", "is not a CSV file"),
     "another table": (b"video,fake\na.mp4,1\n", "must have the columns"),
-    "a third label": (b"filename,label\na.mp4,2\n", "has the label 2.*must be 1"),
+    "a third label": (b"filename,label\na.mp4,2\n", "has the label '2'.*must be 1"),
     "no label": (b"filename,label\na.mp4,\n", "must be 1 for a fake"),
     "a name twice": (b"filename,label\na.mp4,1\na.mp4,0\n", "'a.mp4' is listed twice"),
 }
@@ -412,7 +416,7 @@ LABELS = {
 def test_each_kind_of_labels_is_one_clear_error(tmp_path, data, message):
     (tmp_path / "labels.csv").write_bytes(data)
     with pytest.raises(MetadataError, match=f"labels.csv.*{message}"):
-        read_labels(tmp_path / "labels.csv")
+        read_truth(tmp_path / "labels.csv")
 
 
 # ---- artifacts: boxes, crops, masks, folds

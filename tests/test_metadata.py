@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from dfdc_lib.metadata import MetadataError, assign_folds, describe_folds, read_metadata
-from dfdc_lib.ops.submission import read_labels
+from dfdc_lib.ops.results import read_truth
 
 
 def write_part(data, part: int, entries) -> None:
@@ -28,13 +28,24 @@ def test_parts_become_one_sorted_table(tmp_path):
     assert table.file.tolist()[0] == "dfdc_train_part_2/c.mp4"
 
 
-def test_the_labels_of_a_folder_need_no_originals_and_tell_equal_names_apart(tmp_path):
+def test_a_fake_whose_original_nobody_tells_is_its_own(tmp_path):
     """As DFDC's test set has them: is_fake of 0 or 1, and no original."""
-    fakes = {"a.mp4": {"is_fake": 1}, "c.mp4": {"label": "FAKE"}}
+    fakes = {"a.mp4": {"is_fake": 1}, "c.mp4": {"label": "FAKE", "original": None}}
     write_part(tmp_path, 0, fakes | {"b.mp4": {"is_fake": 0}})
+    write_part(tmp_path, 1, {"d.mp4": {"label": "FAKE", "original": "b.mp4"}})
+    table = read_metadata(tmp_path)
+    assert table.label.tolist() == [1, 0, 1, 1]
+    assert table.original_id.tolist() == ["a", "b", "c", "b"]
+
+
+def test_the_truth_about_a_folder_tells_equal_names_apart(tmp_path):
+    write_part(tmp_path, 0, {"a.mp4": {"is_fake": 1}, "b.mp4": {"is_fake": 0}})
     write_part(tmp_path, 1, {"a.mp4": {"label": "REAL"}})
-    expected = {"0/a.mp4": 1, "0/b.mp4": 0, "0/c.mp4": 1, "1/a.mp4": 0}
-    assert read_labels(tmp_path) == {f"dfdc_train_part_{k}": v for k, v in expected.items()}
+    truth = read_truth(tmp_path)
+    labels = {
+        f"dfdc_train_part_{k}": v for k, v in {"0/a.mp4": 1, "0/b.mp4": 0, "1/a.mp4": 0}.items()
+    }
+    assert dict(zip(truth.file, truth.label, strict=True)) == labels
 
 
 def test_a_wrong_folder_and_a_video_of_two_parts_are_errors(tmp_path):

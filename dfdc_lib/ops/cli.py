@@ -14,7 +14,7 @@ from contextlib import redirect_stderr
 from dataclasses import dataclass, field
 from itertools import takewhile
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import tyro
 from tyro.conf import FlagCreatePairsOff, OmitArgPrefixes, Positional, arg
@@ -55,6 +55,26 @@ class Sample:
         progress = progress_bar("original videos filmed")
         make_sample(self.out, seed=self.seed, workers=self.workers, progress=progress)
         print(f"sample ready in {self.out}")
+        return 0
+
+
+@dataclass
+class Adopt:
+    """Lay out another data set as DFDC's: links and metadata.json; nothing is copied."""
+
+    layout: Positional[Literal["ffpp", "dfd", "celebdf", "dfdcp", "dfdc-test", "folders"]]
+    source: Positional[Path]  # where the data set lies
+    out: Positional[Path]  # the folder to make
+    compression: str = ""  # of ffpp and dfd: c0, raw, c23 or c40, where several are there
+    splits: str = ""  # only these official splits, with commas: train,val; without it, all
+
+    def __call__(self) -> int:
+        from dfdc_lib.ops.adopt import adopt, describe_adoption
+
+        splits = [split.strip() for split in self.splits.split(",") if split.strip()]
+        table = adopt(self.layout, self.source, self.out, self.compression, splits)
+        print(describe_adoption(table))
+        print(f"{(table.part >= 0).sum()} videos are linked in {self.out}")
         return 0
 
 
@@ -163,7 +183,6 @@ class Predict:
     checkpoint: Files = ()  # the mean of their scores counts; without it, those of `dfdc weights`
     out: Path | None = None  # write a submission here, status.csv and predictions.parquet beside it
     fallback: float | None = None  # the score to submit for videos that have none
-    labels: Path | None = None  # the truth: a data folder, or a CSV with filename and label
     report: Path | None = None  # write a page about each video into this folder
     workers: int | None = None  # processes that find faces; without it, 1 for several videos
     scheduler: str = ""  # the address of a Dask scheduler, whose workers do the work: tcp://…
@@ -179,11 +198,8 @@ class Predict:
         if others:
             told = f"{len(others)} files, such as {others[0]}"
             print(f"left out, neither videos nor pictures by their names: {told}", file=sys.stderr)
-        labels = submission.read_labels(self.labels) if self.labels else {}
-        if labels:
-            submission.match_labels(videos, labels)
         if self.out:
-            submission.check_results(self.out, self.labels)
+            submission.check_results(self.out)
         models = load_models(self.checkpoint or choose_released(), self.settings)
         if any(scorer.model.card.trained_on == "sample" for scorer in models.values()):
             print(f"warning: {REHEARSAL_WARNING}", file=sys.stderr)
@@ -201,7 +217,7 @@ class Predict:
             submission.write_results(in_order, self.out, self.fallback)
             beside = f"{submission.STATUS} and {submission.PREDICTIONS}"
             print(f"wrote {self.out}, with {beside} beside it")
-        print(submission.describe_scores(in_order, labels, self.fallback))
+        print(submission.describe_scores(in_order, self.fallback))
         return 0 if all(verdict.p_fake is not None for verdict in in_order) else 1
 
 
@@ -234,6 +250,37 @@ def add_page(verdict, models: dict, path: Path, settings: config.PredictConfig) 
         print(f"page: {write_page(verdict, models, path, settings)}")
     except (OSError, ValueError, RuntimeError, MemoryError, VideoError) as error:
         print(f"no page about {verdict.video}: {error}", file=sys.stderr)
+
+
+@dataclass
+class Evaluate:
+    """Measure scores against the truth: AUC, EER, AP and others, each with its interval."""
+
+    results: Annotated[Positional[tuple[Path, ...]], arg(metavar="RESULTS …")]  # of predict --out
+    labels: Annotated[tuple[Path, ...], arg(metavar="DATA …")]  # data folders, or CSV files
+    out: Path | None = None  # write evaluation.html, .csv and .json into this folder
+    false_alarms: float = 0.05  # choose the threshold that at most such a share of reals reach
+    fit_on: str = ""  # choose it, and fit scaling, on this split, and measure the others
+    scaling: Literal["", "temperature", "platt"] = ""  # fit it, and keep it beside the checkpoint
+    leaks: Switch = True  # with --out: is an original of one data set also in another?
+
+    def __call__(self) -> int:
+        from dfdc_lib.ops import evaluation, evaluation_page, leaks
+
+        if not self.results or not self.labels:
+            raise ValueError("name the results to measure, and the --labels to measure them by")
+        how = (self.false_alarms, self.fit_on, self.scaling)
+        found = evaluation.evaluate(self.results, self.labels, *how)
+        print("\n".join(found.notes), file=sys.stderr, end="\n" * bool(found.notes))
+        print(evaluation_page.describe_evaluation(found.table))
+        if self.out:
+            about = {"rate": self.false_alarms, "fit_on": self.fit_on}
+            about |= {"leaks": None, "unreadable": 0}
+            if self.leaks and len(self.labels) > 1:
+                progress = progress_bar("originals compared")
+                about["leaks"], about["unreadable"] = leaks.find_leaks(found.truth, progress)
+            print(f"page: {evaluation_page.write_evaluation(found, self.out, about)}")
+        return 0
 
 
 @dataclass
@@ -325,7 +372,15 @@ def parse_words(words: Sequence[str]) -> Callable[[], int]:
     training, _ = tyro.cli(start_settings, args=words, return_unknown_args=True, add_help=False)
     train = tyro.conf.subcommand("train", default=Train(tyro.MISSING, tyro.MISSING, training))
     return tyro.cli(
-        Sample | Preprocess | Annotated[Train, train] | Weights | Predict | Verify | Doctor,
+        Sample
+        | Adopt
+        | Preprocess
+        | Annotated[Train, train]
+        | Weights
+        | Predict
+        | Evaluate
+        | Verify
+        | Doctor,
         prog="dfdc",
         description="The DFDC 1st-place solution, step by step.",
         args=words,

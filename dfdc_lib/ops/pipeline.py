@@ -21,7 +21,7 @@ import pandas as pd
 
 from dfdc_lib.config import STAGES, PreprocessConfig
 from dfdc_lib.jobs import TIME_LIMIT, Lost, run_jobs
-from dfdc_lib.metadata import assign_folds, describe_folds, read_metadata
+from dfdc_lib.metadata import assign_folds, describe_folds, is_own, read_metadata
 from dfdc_lib.preprocess import Outcome, process_video, read_places
 from dfdc_lib.store import (
     DamagedFile,
@@ -100,8 +100,8 @@ def preprocess(
         remove(work.unfinished)  # of killed runs; a late worker has nowhere to write
         status = StatusTable(work, chosen, data)
         done = 0
-        for label in (0, 1):
-            rows = chosen[chosen.label == label]
+        for first in (True, False):
+            rows = chosen[is_own(chosen) == first]
             jobs = [
                 (data / row.file, work, config, row.video_id, row.original_id, todo)
                 for row in rows.itertuples()
@@ -165,10 +165,11 @@ def choose_originals(table: pd.DataFrame, count: int, data: Path) -> pd.DataFram
     if count == 0:
         return table
     first = table.sort_values("label", kind="stable").drop_duplicates("original_id").sort_index()
-    present = [row.label == 0 and os.path.exists(data / row.file) for row in first.itertuples()]
+    there = [os.path.exists(data / file) for file in first.file]
     parts = sorted(first.part.unique())
     order = dict(zip(parts, np.random.default_rng(0).permutation(len(parts)), strict=True))
-    first = first.assign(absent=~np.array(present), order=first.part.map(order))
+    absent = ~(is_own(first) & np.array(there))
+    first = first.assign(absent=absent, order=first.part.map(order))
     first = first.assign(turn=first.groupby(["absent", "part"]).cumcount())
     ranked = first.sort_values(["absent", "turn", "order"], kind="stable")
     return table[table.original_id.isin(ranked.original_id[:count])].reset_index(drop=True)
@@ -181,7 +182,7 @@ class StatusTable:
         self.work = work
         self.lines = read_status(work)
         self.sizes = {row.video_id: file_size(data / row.file) for row in table.itertuples()}
-        fakes = table[table.label == 1]
+        fakes = table[~is_own(table)]
         self.fakes_of = fakes.groupby("original_id").video_id.agg(list).to_dict()
         self.tally: Counter[tuple[str, str]] = Counter()
 
@@ -195,13 +196,14 @@ class StatusTable:
 
     def plan(self, row, asked: Sequence[str]) -> tuple[str, ...]:
         """Choose the stages of a video to do now, and clear the way for them."""
-        if row.label and (lost := self._lack_of_original(row)):
+        own = row.video_id == row.original_id
+        if not own and (lost := self._lack_of_original(row)):
             if "crop" in asked and self.count(row.video_id, "crop") is None:
                 self.begin(row.video_id, "crop")
                 self.add([Line(row.video_id, *lost, self.sizes[row.video_id])])
             return ()
         todo: list[Key] = []
-        for stage in ("crop", "masks") if row.label else ("detect", "crop"):
+        for stage in ("detect", "crop") if own else ("crop", "masks"):
             if stage not in asked:
                 continue
             if action := self._why_not(row, stage, todo):

@@ -14,13 +14,11 @@ from functools import lru_cache
 from importlib.util import find_spec
 from pathlib import Path
 
-import numpy as np
 import pandas as pd
 
 from dfdc_lib.config import PredictConfig
 from dfdc_lib.jobs import TIME_LIMIT, Lost, run_jobs
-from dfdc_lib.metadata import MetadataError, find_parts, read_part
-from dfdc_lib.metrics import at_base_rate, log_loss
+from dfdc_lib.metrics import at_base_rate
 from dfdc_lib.predict import (
     NO_FACES,
     Cut,
@@ -39,8 +37,8 @@ from dfdc_lib.store import (
     digest_file,
     file_size,
     hold,
-    show,
     write_csv,
+    write_json,
 )
 from dfdc_lib.video import printable, time_code
 
@@ -54,7 +52,8 @@ VIDEO_NAME = re.compile(
     re.IGNORECASE | re.DOTALL,
 )
 LONG = 60  # seconds, of which 32 frames show little
-STATUS, PREDICTIONS = "status.csv", "predictions.parquet"  # beside a submission
+# Beside a submission: every video, every face, and who scored them.
+STATUS, PREDICTIONS, SETTINGS = "status.csv", "predictions.parquet", "settings.json"
 STATUS_COLUMNS = ["filename", "status", "n_frames", "n_faces", "n_people", "reason", "warnings"]
 
 
@@ -139,8 +138,9 @@ def _describe_call(models: dict[str, Scorer], config: PredictConfig) -> dict:
     """What verdicts depend on besides the video: settings, checkpoints, libraries."""
     libraries = {n: importlib.metadata.version(n) for n in ("dfdc-lib", "torch", "facenet-pytorch")}
     digests = [digest_file(Path(name)) for name in models]
-    openvino = bool(find_spec("openvino"))
-    return {"config": asdict(config), "checkpoints": digests, "openvino": openvino, **libraries}
+    cards = [scorer.model.card.to_json() for scorer in models.values()]
+    about = {"checkpoints": digests, "cards": cards, "openvino": bool(find_spec("openvino"))}
+    return {"config": asdict(config), **about, **libraries}
 
 
 def _read_journal(journal: Journal, call: dict) -> dict[str, Verdict]:
@@ -193,12 +193,10 @@ def name_videos(paths: Sequence[Path]) -> dict[Path, str]:
     return {path: printable(path.name if counts[path.name] == 1 else path) for path in paths}
 
 
-def check_results(out: Path, labels: Path | None = None) -> None:
+def check_results(out: Path) -> None:
     """Raise ValueError where results would replace files that are not results."""
-    if out.name in (STATUS, PREDICTIONS):
+    if out.name in (STATUS, PREDICTIONS, SETTINGS):
         raise ValueError(f"{out.name} is the name of another result: name the submission otherwise")
-    if labels and out.resolve() == labels.resolve():
-        raise ValueError(f"{out} holds the labels: name the submission otherwise")
     files = (out, out.parent / STATUS, out.parent / PREDICTIONS)
     there = [path for path in files if path.exists()]
     if 0 < len(there) < len(files) and not journal_of(out).exists():  # else a stopped call's
@@ -208,7 +206,8 @@ def check_results(out: Path, labels: Path | None = None) -> None:
 def write_results(verdicts: Sequence[Verdict], out: Path, fallback: float | None = None) -> None:
     """Write the submission `out`: filename, label. Videos without a score get `fallback`, if given.
 
-    Beside it go status.csv (all videos) and predictions.parquet (one row a face and checkpoint).
+    Beside it go status.csv (all videos), predictions.parquet (one row a face and checkpoint) and,
+    where a journal was kept, settings.json (what the scores depend on besides the videos).
     """
     names = name_videos([verdict.video for verdict in verdicts])
     scores, rows, faces = [], [], []
@@ -224,70 +223,9 @@ def write_results(verdicts: Sequence[Verdict], out: Path, fallback: float | None
     write_csv(out.parent / STATUS, pd.DataFrame(rows, columns=STATUS_COLUMNS))
     with appear_whole(out.parent / PREDICTIONS) as temporary:
         table.to_parquet(temporary, index=False)
+    if head := Journal(journal_of(out)).lines()[:1]:
+        write_json(out.parent / SETTINGS, json.loads(head[0]))
     journal_of(out).unlink(missing_ok=True)
-
-
-def read_labels(source: Path) -> dict[str, int]:
-    """Read the truth about videos: name → 1 for a fake, else 0. Raises MetadataError.
-
-    source: a CSV with the columns filename and label, or a data folder, whose names are paths in it
-    (here a fake needs no original).
-    """
-    source = Path(source)
-    if source.is_dir():
-        parts = [read_part(source, path, with_original=False) for path in find_parts(source)]
-        return {row.file: row.label for rows in parts for row in rows}
-    try:
-        table = pd.read_csv(source, dtype={"filename": str}, keep_default_na=False)
-    except ValueError as error:  # pandas does not say which file
-        raise MetadataError(f"{source} is not a CSV file that can be read: {error}") from error
-    if not {"filename", "label"} <= set(table):
-        columns = "the columns filename and label, with 1 for a fake and 0 for a real"
-        raise MetadataError(f"{source} must have {columns}")
-    wrong = table[~table.label.isin([0, 1])]
-    if len(wrong):
-        told = f"{show(wrong.filename.iloc[0])} has the label {show(wrong.label.tolist()[0])}"
-        raise MetadataError(f"{source}: {told}: it must be 1 for a fake, 0 for a real")
-    repeated = table.filename[table.filename.duplicated()]
-    if len(repeated):
-        raise MetadataError(f"{source}: video {show(repeated.iloc[0])} is listed twice")
-    return dict(zip(table.filename, table.label.tolist(), strict=True))
-
-
-def match_labels(videos: Sequence[Path], labels: dict[str, int]) -> list[int]:
-    """Find each video's label. labels: file name, or the end of its path → 1 for a fake.
-
-    The longest end that fits counts. Raises ValueError where a video has none, or two share one.
-    """
-    known = {end: name for name in labels for end in (os.path.abspath(name), str(Path(name)))}
-    matched: dict[str, Path] = {}
-    for video in videos:
-        whole = Path(os.path.abspath(video))
-        ends = [str(whole.relative_to(folder)) for folder in reversed(whole.parents)]
-        name = next((known[end] for end in (str(whole), *ends) if end in known), None)
-        if name is None:
-            raise ValueError(f"no label for {video}")
-        if name in matched:
-            fix = "write more of their paths in the labels"
-            raise ValueError(f"{matched[name]} and {video} have one label, {name}: {fix}")
-        matched[name] = video
-    return [labels[name] for name in matched]
-
-
-def measure_verdicts(
-    verdicts: Sequence[Verdict], labels: dict[str, int], fallback: float = 0.5
-) -> dict[str, float]:
-    """Measure coverage, and the log loss of scored videos and of all, the others as `fallback`.
-
-    labels and errors: as in `match_labels`.
-    """
-    truth = np.array(match_labels([v.video for v in verdicts], labels))
-    scores = np.array([np.nan if v.p_fake is None else v.p_fake for v in verdicts], float)
-    known = ~np.isnan(scores)
-    of_scored = log_loss(truth[known], scores[known]) if known.any() else float("nan")
-    everything = log_loss(truth, np.where(known, scores, fallback))
-    coverage = float(known.mean())
-    return {"coverage": coverage, "log_loss_scored": of_scored, "log_loss_all": everything}
 
 
 def describe_verdict(verdict: Verdict) -> str:
@@ -309,21 +247,12 @@ def describe_verdict(verdict: Verdict) -> str:
     return "; warning: ".join([words, *verdict.warnings])
 
 
-def describe_scores(
-    verdicts: Sequence[Verdict], labels: dict[str, int], fallback: float | None
-) -> str:
-    """Tell how many videos have a score, what it means, and how good the scores are."""
+def describe_scores(verdicts: Sequence[Verdict], fallback: float | None) -> str:
+    """Tell how many videos have a score, and what a score means."""
     count, total = sum(verdict.p_fake is not None for verdict in verdicts), len(verdicts)
     others = "" if fallback is None else f"; the others count as {fallback} in the submission"
-    lines = [f"{count} of {total} videos have a score (coverage {count / total:.0%}){others}"]
-    told = (
-        f"if one video in 100 is fake, of those scored 0.9 only {at_base_rate(0.9, 0.01):.0%} are"
+    told = f"{at_base_rate(0.9, 0.01):.0%} are"
+    return (
+        f"{count} of {total} videos have a score (coverage {count / total:.0%}){others}\n"
+        f"a score is no proof: if one video in 100 is fake, of those scored 0.9 only {told}"
     )
-    lines.append(f"a score is no proof: {told}")
-    if labels:
-        instead = 0.5 if fallback is None else fallback
-        found = measure_verdicts(verdicts, labels, instead)
-        losses = "log loss {log_loss_scored:.3f} over the scored, {log_loss_all:.3f} over all"
-        lines.append(f"{losses.format(**found)}, where a video without a score counts as {instead}")
-        lines.append(f"{total} of {len(labels)} videos with a label were given")
-    return "\n".join(lines)

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pandas as pd
 from docutils.statemachine import StringList
+from sklearn.metrics import roc_auc_score
 from sphinx.application import Sphinx
 from sphinx.util.docutils import SphinxDirective
 
@@ -62,6 +63,18 @@ def auc_table(title: str, table: pd.DataFrame, row: str, column: str) -> Lines:
         cells = [f"{r.auc:.2f} ({r.auc_low:.2f} to {r.auc_high:.2f})" for r in part.itertuples()]
         rows.append(f"| {name} | " + " | ".join(cells) + " |")
     return [f"| {title} | " + " | ".join(names) + " |", "|---" * (len(names) + 1) + "|", *rows]
+
+
+def other_data_sets(table: pd.DataFrame) -> Lines:
+    """The mean AUC of the networks, a line for each training set."""
+    names = list(table.tested_on.unique())
+    rows = []
+    for trained, own in table.groupby("trained_on"):
+        auc = own.groupby(["tested_on", "seed"]).apply(lambda t: roc_auc_score(t.label, t.p_fake))
+        mean = auc.groupby("tested_on").mean()
+        rows.append(f"| {trained} | " + " | ".join(f"{mean[name]:.2f}" for name in names) + " |")
+    head = "| trained on, tested on | " + " | ".join(names) + " |"
+    return [head, "|---" * (len(names) + 1) + "|", *rows]
 
 
 def sample_audit(table: pd.DataFrame) -> Lines:
@@ -133,6 +146,7 @@ READERS: dict[str, Callable[[pd.DataFrame], Lines]] = {
         limits,
         leave_one_out,
         transfer,
+        other_data_sets,
         sample_audit,
         encoders,
         ensembles,

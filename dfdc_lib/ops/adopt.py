@@ -1,0 +1,284 @@
+"""Another data set in DFDC's layout, as links and metadata.json: what `dfdc adopt` does.
+
+Each layout's reader yields what the set's makers say of each video: label, original, method and
+official split. What they list and is not on disk is counted: a partial download is no error.
+"""
+
+import hashlib
+import os
+import re
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import pandas as pd
+from scipy.sparse import coo_array
+from scipy.sparse.csgraph import connected_components
+
+from dfdc_lib.metadata import MetadataError
+from dfdc_lib.ops.results import read_truth
+from dfdc_lib.ops.submission import VIDEO_NAME
+from dfdc_lib.store import appear_whole, read_json, show, write_json
+from dfdc_lib.video import printable
+
+SIGN = "adopted.json"  # in a folder that a later call may replace
+SPLITS = ("test", "val", "train", "")  # a family that spans several goes to the first
+FOLDS = ("val", "test", "train", "")  # their order as parts; fold 0 is held out by default
+N_PARTS = 5  # of a set without official splits
+REALS = {"real", "reals", "0_real", "original", "originals", "pristine", "genuine", "authentic"}
+FAKES = {"fake", "fakes", "1_fake", "manipulated", "deepfake", "deepfakes", "synthetic", "forged"}
+SPLIT_NAMES = {"training": "train", "valid": "val", "validation": "val", "testing": "test"}
+
+
+class Video(NamedTuple):
+    """What a data set says of one video."""
+
+    file: str  # its path in the source
+    label: int | None  # 1 for a fake; None where nothing tells it
+    name: str = ""  # what it is called here, without suffix; "": by its path
+    original: str = ""  # the name of the video that a fake was made from, where it is told
+    method: str = ""  # how a fake was made
+    split: str = ""  # the official one, of SPLITS
+    people: tuple[str, ...] = ()  # videos that share one belong in one fold
+
+
+def adopt(
+    layout: str, source: Path, out: Path, compression: str = "", splits: Sequence[str] = ()
+) -> pd.DataFrame:
+    """Lay out a data set as DFDC's: links to its videos, and a metadata.json for each part.
+
+    layout: of LAYOUTS. compression: of FaceForensics++ and DFD, where several are there. splits:
+    take only these official ones. Returns a row a video, also of those that are listed but not
+    here: `Video`'s columns, here, and part (-1 where it is left out).
+
+    Raises ValueError where nothing is found, where labels contradict each other, and where `out`
+    holds anything but an earlier adoption, which is replaced.
+    """
+    source, out = Path(os.path.abspath(source)), Path(os.path.abspath(out))
+    if not source.is_dir():
+        raise FileNotFoundError(f"no such folder: {source}")
+    if out == source or source in out.parents:
+        raise ValueError(f"{out} lies in the data set, which is only read: choose another folder")
+    if out.exists() and not (out / SIGN).exists() and (not out.is_dir() or any(out.iterdir())):
+        raise FileExistsError(f"{out} holds something else: remove it, or name a new folder")
+    found = LAYOUTS[layout](source, compression)
+    chosen = name_uniquely([v for v in found if not splits or v.split in splits])
+    table = pd.DataFrame(chosen, columns=Video._fields)
+    table["here"] = [os.path.exists(keep_inside(source, file)) for file in table.file]
+    taken = table.here & table.label.notna()
+    if not taken.any():
+        raise ValueError(f"{source} holds no video of the layout {layout}; {len(table)} are listed")
+    table["part"] = -1
+    table.loc[taken, "part"] = assign_parts(table[taken])
+    with appear_whole(out) as folder:
+        folder.mkdir()
+        for part, videos in table[taken].groupby("part"):
+            link_part(folder / f"dfdc_train_part_{part}", source, videos, table)
+        write_json(folder / SIGN, {"layout": layout, "source": str(source)})
+    return table
+
+
+def keep_inside(source: Path, file: str) -> Path:
+    """The path of a file in the source. Raises MetadataError where a list leads elsewhere."""
+    path = Path(os.path.normpath(source / file))
+    if source not in path.parents:
+        raise MetadataError(f"{source} lists {show(file)}, which lies outside of it")
+    return path
+
+
+def name_uniquely(videos: Sequence[Video]) -> list[Video]:
+    """Give each video a name that a disk takes and no other has: its own, or one by its path."""
+    taken: set[str] = set()
+    named = []
+    for video in videos:
+        stem = video.name or "__".join(Path(video.file).with_suffix("").parts)
+        stem = printable(stem).lstrip(".")
+        if stem in taken or len(stem.encode()) > 120:
+            stem = f"{stem[:30]}_{hashlib.sha256(os.fsencode(video.file)).hexdigest()[:16]}"
+        taken.add(stem)
+        named.append(video._replace(name=stem))
+    return named
+
+
+def assign_parts(videos: pd.DataFrame) -> np.ndarray:
+    """The part of each video. An original and its fakes are never parted.
+
+    One part an official split, in the order of FOLDS; a family that spans several goes to the one
+    that is learned from least. Where there is one split only, its families take turns over N_PARTS,
+    and people are not parted either (official splits may part them: Celeb-DF's does).
+    """
+    official = videos.split.nunique() > 1
+    joined = [
+        [v.name, v.original or v.name, *(() if official else v.people)] for v in videos.itertuples()
+    ]
+    n, names = len(videos), pd.Series(joined).explode()
+    nodes = n + pd.factorize(names)[0]  # a video is joined to each of its names
+    size = max(nodes) + 1
+    graph = coo_array((np.ones(len(nodes)), (names.index, nodes)), shape=(size, size))
+    families = connected_components(graph, directed=False)[1][:n]
+    if not official:
+        return pd.factorize(families)[0] % N_PARTS
+    splits = videos.split.map(SPLITS.index).groupby(families).transform("min")
+    return splits.map(lambda i: FOLDS.index(SPLITS[i])).rank(method="dense").to_numpy(int) - 1
+
+
+def link_part(folder: Path, source: Path, videos: pd.DataFrame, table: pd.DataFrame) -> None:
+    """Write a part: a link to each video, and metadata.json. table: all videos, by name."""
+    folder.mkdir()
+    files = {
+        name: name + Path(file).suffix for name, file in zip(table.name, table.file, strict=True)
+    }
+    entries = {}
+    for video in videos.itertuples():
+        target = keep_inside(source, video.file)
+        (folder / files[video.name]).symlink_to(target)
+        entries[files[video.name]] = {
+            "label": "FAKE" if video.label else "REAL",
+            "original": files.get(video.original, f"{video.original}.mp4")
+            if video.original
+            else None,
+            "method": video.method,
+            "split": video.split,
+            "people": video.people,
+            "source": str(target),
+        }
+    write_json(folder / "metadata.json", entries)
+
+
+def describe_adoption(table: pd.DataFrame) -> str:
+    """What was adopted, what is missing, and which part is which, in words."""
+    taken = table[table.part >= 0]
+    kinds = table.label.map({0: "real", 1: "fake"}).fillna("left out: no folder tells its label")
+    kinds = kinds.where(table.method == "", table.method)
+    groups = table.assign(kind=kinds).groupby(["split", "kind"], sort=False).here
+    counts = groups.agg(here="sum", missing=lambda here: (~here).sum()).reset_index()
+    lines = [counts.to_string(index=False)]
+    named = taken[taken.original != ""]
+    if lost := (~named.original.isin(taken.name)).sum():
+        lines.append(
+            f"{lost} of the fakes lack their original, which `dfdc preprocess` needs to cut them"
+        )
+    for split, parts in taken.groupby("split").part.unique().items():
+        numbers = ", ".join(map(str, sorted(parts)))
+        lines.append(f"{split or 'no official split'}: part {numbers}")
+    return "\n".join(lines)
+
+
+def choose_compression(source: Path, wanted: str) -> str:
+    """The only compression of FaceForensics++ that is here, or the one that is asked for."""
+    found = sorted({path.parent.name for path in source.glob("*_sequences/*/*/videos")})
+    if (wanted or len(found) != 1) and wanted not in found:
+        here = ", ".join(found) or "none (original_sequences/youtube/c23/videos, …)"
+        raise ValueError(f"choose a --compression; in {source} there are {here}")
+    return wanted or found[0]
+
+
+def list_sequences(source: Path, kind: str, compression: str) -> dict[str, tuple[str, set[str]]]:
+    """FaceForensics++'s folders <kind>_sequences: name → path in the source, videos' names."""
+    found = {}
+    for folder in sorted((source / f"{kind}_sequences").glob(f"*/{compression}/videos")):
+        stems = {path.stem for path in folder.glob("[!.]*.mp4")}
+        found[folder.parts[-3]] = str(folder.relative_to(source)), stems
+    return found
+
+
+def read_ffpp(source: Path, compression: str) -> Iterator[Video]:
+    """FaceForensics++: NNN.mp4, and under each method 071_054.mp4 for 054's face in 071."""
+    compression = choose_compression(source, compression)
+    splits: dict[str, str] = {}
+    pairs: set[str] = set()
+    for split in ("train", "val", "test"):
+        for path in [*source.glob(f"{split}.json"), *source.glob(f"splits/{split}.json")][:1]:
+            for a, b in read_json(path):
+                splits |= {a: split, b: split}
+                pairs |= {f"{a}_{b}", f"{b}_{a}"}
+    real = list_sequences(source, "original", compression).get("youtube")
+    folder, stems = real or (f"original_sequences/youtube/{compression}/videos", set())
+    for stem in sorted(stems | set(splits)):
+        yield Video(f"{folder}/{stem}.mp4", 0, stem, split=splits.get(stem, ""), people=(stem,))
+    for method, (folder, stems) in list_sequences(source, "manipulated", compression).items():
+        if method != "DeepFakeDetection":  # Google's DFD, which lies in the same folders
+            for stem in sorted(stems | pairs):
+                both = tuple(stem.split("_"))
+                about = (f"{method}__{stem}", both[0], method, splits.get(both[0], ""), both)
+                yield Video(f"{folder}/{stem}.mp4", 1, *about)
+
+
+def read_dfd(source: Path, compression: str) -> Iterator[Video]:
+    """Google's DFD: 01__scene.mp4, and 01_02__scene__HASH.mp4 for actor 02's face in it."""
+    compression = choose_compression(source, compression)
+    folder, stems = list_sequences(source, "original", compression).get("actors", ("", set()))
+    for stem in sorted(stems):
+        yield Video(f"{folder}/{stem}.mp4", 0, stem, split="test", people=(stem[:2],))
+    fakes = list_sequences(source, "manipulated", compression)
+    folder, stems = fakes.get("DeepFakeDetection", ("", set()))
+    for stem in sorted(stems):
+        found = re.fullmatch(r"(\d+)_\d+(__.+)__\w+", stem)
+        original, people = (found[1] + found[2], (found[1],)) if found else ("", ())
+        yield Video(f"{folder}/{stem}.mp4", 1, stem, original, "DeepFakeDetection", "test", people)
+
+
+def read_celebdf(source: Path, compression: str) -> Iterator[Video]:
+    """Celeb-DF: id0_0000.mp4, and id0_id1_0000.mp4 for id1's face in it. In its list 1 is real."""
+    listed = {}
+    for path in source.glob("List_of_testing_videos.txt"):
+        lines = (line.split() for line in path.read_text().splitlines())
+        listed = {file: label for label, file in lines}
+    folders = {"Celeb-real": 0, "YouTube-real": 0, "Celeb-synthesis": 1}
+    here = {f"{name}/{path.name}" for name in folders for path in source.glob(f"{name}/[!.]*.mp4")}
+    for file in sorted(here | set(listed)):
+        folder, _, name = file.rpartition("/")
+        label, stem = folders.get(folder), Path(name).stem
+        if label is None or listed.get(file, label) == str(label):
+            raise MetadataError(f"{source}: the list gives {show(file)} the label {listed[file]}")
+        split = "test" if file in listed else "train" if listed else ""
+        person, take = stem.split("_")[0], stem.split("_")[-1]
+        people = () if folder == "YouTube-real" else (person,)
+        told = (f"{person}_{take}", folder) if label else ("", "")
+        yield Video(file, label, stem, *told, split, people)
+
+
+def read_dfdcp(source: Path, compression: str) -> Iterator[Video]:
+    """DFDC's preview: dataset.json names each file with label and set; originals are not told."""
+    for file, entry in read_json(source / "dataset.json").items():
+        label, split = {"real": 0, "fake": 1}.get(entry.get("label")), entry.get("set")
+        if label is None or split not in SPLITS:
+            raise MetadataError(f"{source / 'dataset.json'}: {show(file)} has {show(entry)}")
+        people = tuple(str(entry[key]) for key in ("target_id", "swapped_id") if entry.get(key))
+        yield Video(file, label, "", "", Path(file).parts[0] if label else "", split, people)
+
+
+def read_dfdc_test(source: Path, compression: str) -> Iterator[Video]:
+    """DFDC's test set: labels.csv, or metadata.json with is_fake; no original is told."""
+    truth = read_truth(source / "labels.csv" if (source / "labels.csv").exists() else source)
+    places = {path.name: str(path.relative_to(source)) for path in source.rglob("*.mp4")}
+    for file, label in zip(truth.file, truth.label, strict=True):
+        name = Path(file).name
+        yield Video(places.get(name, file), label, Path(name).stem, split="test")
+
+
+def read_folders(source: Path, compression: str) -> Iterator[Video]:
+    """Folders real/ and fake/, or as they are usually called, at any depth; below fake/ methods."""
+    for path in sorted(source.rglob("*")):
+        if not VIDEO_NAME.fullmatch(path.name) or path.is_dir():
+            continue
+        file = path.relative_to(source)
+        folders = [name.lower() for name in file.parts[:-1]]
+        told = {int(name in FAKES) for name in folders if name in REALS | FAKES}
+        label = told.pop() if len(told) == 1 else None
+        below = [i for i, name in enumerate(folders) if label and name in FAKES]
+        method = "/".join(file.parts[below[0] + 1 : -1]) if below else ""
+        splits = [SPLIT_NAMES.get(name, name) for name in folders]
+        split = next((name for name in splits if name in ("train", "val", "test")), "")
+        yield Video(str(file), label, method=method, split=split)
+
+
+LAYOUTS: dict[str, Callable[[Path, str], Iterator[Video]]] = {
+    "ffpp": read_ffpp,
+    "dfd": read_dfd,
+    "celebdf": read_celebdf,
+    "dfdcp": read_dfdcp,
+    "dfdc-test": read_dfdc_test,
+    "folders": read_folders,
+}

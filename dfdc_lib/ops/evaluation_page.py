@@ -1,0 +1,121 @@
+"""An evaluation as JSON, CSV and a page that needs no network; the generalisation card in it."""
+
+from pathlib import Path
+
+import matplotlib.pyplot as plt
+import numpy as np
+import pandas as pd
+from matplotlib.figure import Figure
+
+from dfdc_lib.ops.evaluation import GROUP, METRICS, Evaluation
+from dfdc_lib.ops.pages import TEMPLATES, embed
+from dfdc_lib.plots import LINE
+from dfdc_lib.store import write_csv, write_json, write_text
+
+MARKS = ("o", "s", "D", "^", "v")  # of results, in figures
+
+
+def tell(line) -> str:
+    """A value with its interval, as tables show it. line: has value, low and high."""
+    if np.isnan(line.value):
+        return "–"
+    interval = "" if np.isnan(line.low) else f" ({line.low:.3f} to {line.high:.3f})"
+    return f"{line.value:.3f}{interval}"
+
+
+def describe_evaluation(table: pd.DataFrame) -> str:
+    """The main measures of whole videos, as a table of text."""
+    whole = table[table.level.isin(["video", "scaled"])]
+    whole = whole.assign(told=[tell(line) for line in whole.itertuples()])
+    wide = whole.pivot_table("told", GROUP, "metric", aggfunc="first", sort=False)
+    wide = wide[["AUC", "EER", "log loss"]].join(whole.groupby(GROUP).coverage.first())
+    shown = wide.reset_index()
+    alone = [name for name in GROUP if shown[name].nunique() == 1]
+    head = ", ".join(f"{name.replace('_', ' ')} {shown[name].iloc[0]}" for name in alone)
+    rows = shown.drop(columns=alone)
+    return f"{head}\n{rows.to_string(index=False, formatters={'coverage': '{:.0%}'.format})}"
+
+
+def make_card(table: pd.DataFrame, metric: str = "AUC") -> pd.DataFrame:
+    """Training set by test set: in each cell the metric of whole videos, coverage and how many."""
+    cells = table[(table.level == "video") & (table.method == "all") & (table.metric == metric)]
+    told = [
+        f"{tell(c)}; {c.coverage:.0%} of {c.videos} videos, "
+        + (f"{c.people} people" if c.people else f"{c.originals} originals")
+        for c in cells.itertuples()
+    ]
+    cells = cells.assign(told=told, trained=cells.trained_on + " (" + cells.result + ")")
+    card = cells.pivot_table("told", "trained", "data_set", aggfunc="first", sort=False)
+    return card.rename_axis(index="trained on", columns=None).fillna("–")
+
+
+def plot_intervals(table: pd.DataFrame, metric: str = "AUC") -> Figure:
+    """A metric of whole videos with its interval: a row a data set and method, a mark a result."""
+    lines = table[(table.level == "video") & (table.metric == metric)]
+    rows = lines[["data_set", "method"]].drop_duplicates().reset_index(drop=True)
+    figure, axis = plt.subplots(figsize=(7.1, 0.35 * len(rows) + 1.2), layout="constrained")
+    for number, (name, own) in enumerate(lines.groupby("result", sort=False)):
+        own = rows.merge(own, "left", ["data_set", "method"])
+        places = np.arange(len(rows)) + 0.15 * number
+        ends = np.abs(own[["low", "high"]].to_numpy().T - own.value.to_numpy())
+        mark = MARKS[number % len(MARKS)]
+        axis.errorbar(own.value, places, xerr=ends, fmt=mark, color="black", label=name, capsize=2)
+    axis.axvline(0.5, **LINE)
+    names = [f"{row.data_set}: {row.method}" for row in rows.itertuples()]
+    axis.set_yticks(range(len(rows)), names, fontsize=9)
+    axis.set(xlabel=f"{metric} with its 95 % interval (dashed: guessing)", xlim=(None, 1.01))
+    axis.invert_yaxis()
+    if lines.result.nunique() > 1:
+        figure.legend(frameon=False, fontsize=8, loc="outside upper left")
+    return figure
+
+
+def plot_reliability(bins: pd.DataFrame) -> Figure:
+    """The share of fakes behind each score: a panel a data set. bins: `Evaluation.reliability`."""
+    sets = list(bins.data_set.unique())
+    figure, axes = plt.subplots(
+        1, len(sets), figsize=(max(3.6, 2.4 * len(sets)), 3.4), sharey=True, squeeze=False,
+        layout="constrained",
+    )  # fmt: skip
+    for axis, data_set in zip(axes.flat, sets, strict=True):
+        groups = bins[bins.data_set == data_set].groupby(["result", "level"], sort=False)
+        for number, ((name, level), own) in enumerate(groups):
+            ends = np.abs(own[["low", "high"]].to_numpy().T - own.share.to_numpy())
+            style = {"fmt": f"{MARKS[number % len(MARKS)]}-", "capsize": 2, "linewidth": 1}
+            colour = "black" if level == "video" else "#777777"
+            label = name if level == "video" else f"{name}, scaled"
+            axis.errorbar(own.p_fake, own.share, yerr=ends, color=colour, label=label, **style)
+        axis.plot([0, 1], [0, 1], **LINE)
+        axis.set(xlabel="p_fake, mean of a bin", title=data_set, xlim=(0, 1), ylim=(-0.02, 1.02))
+    axes[0, 0].set_ylabel("share of fakes")
+    handles, labels = axes[0, 0].get_legend_handles_labels()
+    if len(labels) > 1:
+        figure.legend(handles, labels, frameon=False, fontsize=8, loc="outside lower left")
+    return figure
+
+
+def to_records(table: pd.DataFrame | None) -> list[dict] | None:
+    """A table as JSON takes it: what is NaN becomes null."""
+    return (
+        None
+        if table is None
+        else table.astype(object).where(table.notna(), None).to_dict("records")
+    )
+
+
+def write_evaluation(found: Evaluation, folder: Path, about: dict) -> Path:
+    """Write evaluation.csv, .json and .html into a folder; return the page's path.
+
+    about: what the page says of the call: rate, fit_on, leaks (a table, or None where nobody has
+    looked), unreadable.
+    """
+    write_csv(folder / "evaluation.csv", found.table)
+    stored = {"rows": found.table, "reliability": found.reliability, "leaks": about["leaks"]}
+    plain: dict = {name: to_records(each) for name, each in stored.items()}
+    write_json(folder / "evaluation.json", plain | {"notes": found.notes})
+    values = about | {"found": found, "metrics": METRICS}
+    values |= {"card": make_card(found.table), "eer_card": make_card(found.table, "EER")}
+    values["intervals"] = embed(plot_intervals(found.table))
+    values["calibration"] = embed(plot_reliability(found.reliability))
+    page = TEMPLATES.get_template("evaluation.html").render(values)
+    return write_text(folder / "evaluation.html", page)

@@ -1,0 +1,75 @@
+"""Turn scores into better probabilities: one slope and offset of their logits, fitted on a split.
+
+They are kept in a file beside the checkpoint, whose own bytes stay as they are.
+"""
+
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+import pandas as pd
+from sklearn.linear_model import LogisticRegression
+
+from dfdc_lib.ops.results import Results
+from dfdc_lib.store import read_json, write_json
+
+Scaling = Literal["", "temperature", "platt"]
+
+
+def fit_scaling(kind: Scaling, labels: np.ndarray, p_fake: np.ndarray) -> tuple[float, float]:
+    """Slope and offset of the logit, by which the log loss is lowest.
+
+    "temperature" has no offset (arXiv 1706.04599). Labels are drawn in a little, as Platt did
+    (1999), so that scores that separate the classes have a slope too. Raises ValueError.
+    """
+    n_fakes, n_reals = int(labels.sum()), int((1 - labels).sum())
+    if not n_fakes or not n_reals:
+        raise ValueError(f"scaling needs fakes and reals, got {n_fakes} and {n_reals}")
+    soft = np.where(labels == 1, (n_fakes + 1) / (n_fakes + 2), 1 / (n_reals + 2))
+    model = LogisticRegression(C=np.inf, fit_intercept=kind == "platt", tol=1e-8, max_iter=1000)
+    logit = np.tile(to_logit(p_fake), 2)[:, None]
+    model.fit(logit, np.repeat([1, 0], len(soft)), np.concatenate([soft, 1 - soft]))
+    return float(model.coef_[0, 0]), float(model.intercept_[0]) if kind == "platt" else 0.0
+
+
+def to_logit(p_fake) -> np.ndarray:
+    """The logit of scores, which are kept from 0 and 1."""
+    p = np.clip(np.asarray(p_fake, float), 1e-6, 1 - 1e-6)
+    return np.log(p / (1 - p))
+
+
+def scale(videos: pd.DataFrame, scaling: dict) -> pd.DataFrame:
+    """The videos with scaled scores."""
+    logit = scaling["slope"] * to_logit(videos.p_fake) + scaling["offset"]
+    return videos.assign(score=1 / (1 + np.exp(-logit)))
+
+
+def keep_scaling(results: Results, videos: pd.DataFrame, kind: Scaling, split: str) -> Path:
+    """Fit a scaling on a split; write it beside the first checkpoint. Raises ValueError."""
+    some = videos[(videos.split == split) & videos.p_fake.notna()]
+    slope, offset = fit_scaling(kind, some.label.to_numpy(), some.p_fake.to_numpy())
+    if not results.checkpoints:
+        raise ValueError(f"{results.name} does not tell its checkpoints: score with --out first")
+    about: dict = {"kind": kind, "slope": slope, "offset": offset, "split": split}
+    about |= {"videos": len(some), "data_sets": sorted(set(some.data_set))}
+    write_json(path := scaling_file(results), about | _identify(results))
+    return path
+
+
+def scaling_file(results: Results) -> Path:
+    """Where a scaling lies: beside the first checkpoint."""
+    return Path(f"{results.checkpoints[0]}.scaling.json")
+
+
+def find_scaling(results: Results) -> dict | None:
+    """The scaling that was fitted for these checkpoints and settings, if one was."""
+    if not results.checkpoints or not scaling_file(results).exists():
+        return None
+    kept = read_json(scaling_file(results))
+    return kept if _identify(results).items() <= kept.items() else None
+
+
+def _identify(results: Results) -> dict:
+    """What a scaling belongs to: the checkpoints' digests, and how their scores were joined."""
+    settings: dict = results.settings
+    return {"checkpoints": settings["checkpoints"], "config": settings["config"]}

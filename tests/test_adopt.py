@@ -1,0 +1,275 @@
+"""Other data sets in DFDC's layout: labels, originals, splits and folds, and each one's traps."""
+
+import json
+import os
+from pathlib import Path
+
+import pandas as pd
+import pytest
+
+from dfdc_lib.metadata import MetadataError, assign_folds, read_metadata
+from dfdc_lib.ops.adopt import adopt, describe_adoption
+from dfdc_lib.ops.pipeline import preprocess
+from dfdc_lib.ops.results import read_truth
+from dfdc_lib.store import WorkFolder
+
+
+def lay(root: Path, *files: str) -> Path:
+    for file in files:
+        path = root / file
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.touch()
+    return root
+
+
+def ffpp(root: Path, compression="c23", numbers=range(6)) -> Path:
+    """Pairs 0 and 1, 2 and 3, … under two methods, and Google's DFD in the same folders."""
+    names = [f"{n:03}" for n in numbers]
+    pairs = [(f"{n:03}", f"{n ^ 1:03}") for n in numbers]
+    lay(root, *(f"original_sequences/youtube/{compression}/videos/{n}.mp4" for n in names))
+    for method in ("Deepfakes", "Face2Face"):
+        folder = f"manipulated_sequences/{method}/{compression}/videos"
+        lay(root, *(f"{folder}/{a}_{b}.mp4" for a, b in pairs))
+    lay(root, f"original_sequences/actors/{compression}/videos/01__walk.mp4")
+    google = f"manipulated_sequences/DeepFakeDetection/{compression}/videos"
+    return lay(root, f"{google}/01_02__walk__YVGY8LOK.mp4", f"{google}/._x.mp4")
+
+
+def split_lists(root: Path, **splits) -> None:
+    for name, pairs in splits.items():
+        (root / f"{name}.json").write_text(json.dumps(pairs))
+
+
+def folds_of(out: Path) -> dict[str, int]:
+    table = read_metadata(out)
+    return dict(zip(table.video_id, assign_folds(table).tolist(), strict=True))
+
+
+def test_faceforensics_keeps_methods_apart_and_names_the_target_as_original(tmp_path):
+    table = adopt("ffpp", ffpp(tmp_path / "ff"), tmp_path / "out")
+    found = read_metadata(tmp_path / "out").set_index("video_id")
+    assert len(found) == 18  # without Google's
+    assert found.label.sum() == 12
+    assert (
+        found.original_id["Deepfakes__000_001"] == found.original_id["Face2Face__000_001"] == "000"
+    )
+    assert table.here.all()
+    link = tmp_path / "out" / found.file["Deepfakes__000_001"]
+    source = tmp_path / "ff/manipulated_sequences/Deepfakes/c23/videos/000_001.mp4"
+    assert link.is_symlink()
+    assert os.readlink(link) == str(source)
+    truth = read_truth(tmp_path / "out").set_index("file")
+    assert truth.method[found.file["Face2Face__002_003"]] == "Face2Face"
+    assert truth.person[found.file["Face2Face__002_003"]] == "002"
+
+
+def test_both_numbers_of_a_pair_share_a_fold_with_and_without_official_splits(tmp_path):
+    source = ffpp(tmp_path / "ff", numbers=range(12))
+    for _ in range(2):
+        adopt("ffpp", source, tmp_path / "out")
+        folds = folds_of(tmp_path / "out")
+        assert len(set(folds.values())) > 2
+        for n in range(0, 12, 2):
+            a, b = f"{n:03}", f"{n + 1:03}"
+            family = [
+                a,
+                b,
+                *(
+                    f"{m}__{x}"
+                    for m in ("Deepfakes", "Face2Face")
+                    for x in (f"{a}_{b}", f"{b}_{a}")
+                ),
+            ]
+            assert len({folds[name] for name in family}) == 1
+        split_lists(
+            source, train=[["000", "001"], ["002", "003"], ["004", "005"]], val=[["006", "007"]]
+        )
+        split_lists(source, test=[["008", "009"], ["010", "011"]])
+    assert {name: folds[name] for name in ("006", "010", "000")} == {"006": 0, "010": 1, "000": 2}
+    table = adopt("ffpp", source, tmp_path / "out", splits=["train", "val"])
+    assert set(table.split) == {"train", "val"}
+    assert folds_of(tmp_path / "out")["Deepfakes__006_007"] == 0  # fold 0 is held out
+    assert set(folds_of(tmp_path / "out").values()) == {0, 1}
+
+
+def test_a_partial_download_is_counted(tmp_path):
+    source = ffpp(tmp_path / "ff", numbers=range(2))
+    split_lists(source, train=[["000", "001"], ["900", "901"]])
+    (source / "original_sequences/youtube/c23/videos/000.mp4").unlink()
+    table = adopt("ffpp", source, tmp_path / "out")
+    assert (table.here.sum(), (~table.here).sum()) == (5, 7)
+    told = describe_adoption(table)
+    assert "2 of the fakes lack their original" in told
+    assert "Deepfakes     2        2" in told
+
+
+def test_several_compressions_need_a_choice(tmp_path):
+    ffpp(tmp_path / "ff", "c40")
+    source = ffpp(tmp_path / "ff", "raw", range(2))
+    for given in ("", "c23"):
+        with pytest.raises(ValueError, match=r"choose a --compression; .* there are c40, raw"):
+            adopt("ffpp", source, tmp_path / "out", given)
+    assert len(adopt("ffpp", source, tmp_path / "out", "raw")) == 6
+    with pytest.raises(ValueError, match="original_sequences/youtube/c23/videos"):
+        adopt("ffpp", lay(tmp_path / "other", "x.mp4"), tmp_path / "out")
+
+
+def test_googles_set_lies_in_faceforensics_and_is_all_test(tmp_path):
+    table = adopt("dfd", ffpp(tmp_path / "ff"), tmp_path / "out")
+    found = read_metadata(tmp_path / "out").set_index("video_id")
+    assert found.original_id.to_dict() == {
+        "01__walk": "01__walk",
+        "01_02__walk__YVGY8LOK": "01__walk",
+    }
+    assert set(table.split) == {"test"}
+
+
+CELEB = ["Celeb-real/id0_0000.mp4", "Celeb-real/id0_0001.mp4", "Celeb-real/id1_0000.mp4"]
+CELEB += ["YouTube-real/00170.mp4", "Celeb-synthesis/id0_id1_0000.mp4"]
+CELEB += ["Celeb-synthesis/id1_id0_0000.mp4"]
+
+
+def test_in_celeb_dfs_list_1_means_real(tmp_path):
+    source = lay(tmp_path / "celeb", *CELEB)
+    listed = (
+        "1 YouTube-real/00170.mp4\n1 Celeb-real/id0_0000.mp4\n0 Celeb-synthesis/id0_id1_0000.mp4\n"
+    )
+    (source / "List_of_testing_videos.txt").write_text(listed + "1 Celeb-real/id9_0000.mp4\n")
+    table = adopt("celebdf", source, tmp_path / "out").set_index("name")
+    found = read_metadata(tmp_path / "out").set_index("video_id")
+    assert found.label["00170"] == 0
+    assert found.label["id0_id1_0000"] == 1
+    assert found.original_id["id0_id1_0000"] == "id0_0000"
+    assert table.split[["00170", "id0_0000", "id1_0000"]].tolist() == ["test", "test", "train"]
+    assert not table.here["id9_0000"]
+    folds = folds_of(tmp_path / "out")
+    assert folds["id0_id1_0000"] == folds["id0_0000"] == folds["00170"] == 0  # held out
+    assert folds["id1_id0_0000"] == folds["id1_0000"] == folds["id0_0001"] == 1
+    adopt("celebdf", source, tmp_path / "train", splits=["train"])
+    folds = folds_of(tmp_path / "train")
+    assert folds["id1_id0_0000"] == folds["id1_0000"] != folds["id0_0001"]
+    (source / "List_of_testing_videos.txt").unlink()
+    adopt("celebdf", source, tmp_path / "out")
+    folds = folds_of(tmp_path / "out")
+    assert folds["id0_0000"] == folds["id0_0001"] == folds["id0_id1_0000"]  # one person, one fold
+    (source / "List_of_testing_videos.txt").write_text("0 Celeb-real/id0_0000.mp4\n")
+    with pytest.raises(MetadataError, match=r"'Celeb-real/id0_0000.mp4' the label 0"):
+        adopt("celebdf", source, tmp_path / "out")
+
+
+def test_dfdcs_preview_has_labels_and_sets_in_one_file(tmp_path):
+    source = lay(tmp_path / "dfdcp", "method_A/1/1_A_001.mp4", "original_videos/1/1_A_001.mp4")
+    entries = {
+        "method_A/1/1_A_001.mp4": {"label": "fake", "set": "test", "target_id": 1, "swapped_id": 2},
+        "original_videos/1/1_A_001.mp4": {"label": "real", "set": "train", "target_id": None},
+        "method_B/7/7.mp4": {"label": "fake", "set": "train"},
+    }
+    (source / "dataset.json").write_text(json.dumps(entries))
+    table = adopt("dfdcp", source, tmp_path / "out").set_index("file")
+    assert table.label.tolist() == [1, 0, 1]
+    assert table.here.tolist() == [True, True, False]
+    assert table.method.tolist() == ["method_A", "", "method_B"]
+    assert read_metadata(tmp_path / "out").video_id.nunique() == 2  # of one name
+    for name, entry in (("../x.mp4", {"label": "real", "set": "test"}), ("a.mp4", {"label": "?"})):
+        (source / "dataset.json").write_text(json.dumps({name: entry}))
+        with pytest.raises(MetadataError, match=r"lies outside|has \{'label': '\?'\}"):
+            adopt("dfdcp", source, tmp_path / "out")
+
+
+def test_dfdcs_test_set_by_its_table_or_its_json(tmp_path):
+    source = lay(tmp_path / "test", "test_videos/a.mp4", "test_videos/b.mp4")
+    (source / "labels.csv").write_text("filename,label\na.mp4,1\nb.mp4,0\nc.mp4,1\n")
+    expected = {"a": 1, "b": 0}
+    for _ in range(2):
+        table = adopt("dfdc-test", source, tmp_path / "out")
+        assert (~table.here).sum() == 1
+        found = read_metadata(tmp_path / "out").set_index("video_id")
+        assert found.label.to_dict() == expected
+        assert found.original_id.tolist() == ["a", "b"]
+        (source / "labels.csv").unlink(missing_ok=True)
+        entries = {"a.mp4": {"is_fake": 1}, "b.mp4": {"is_fake": 0}, "c.mp4": {"is_fake": 1}}
+        (source / "metadata.json").write_text(json.dumps(entries))
+
+
+def test_folders_real_and_fake_by_their_usual_names(tmp_path):
+    files = ["train/0_real/x.mp4", "train/0_real/x.avi", "test/1_fake/FaceSwap/x.mp4"]
+    files += ["valid/1_fake/x.mp4", "loose.mp4", "real/fake/both.mp4", "train/0_real/notes.txt"]
+    files += [f"train/0_real/{'long' * 50}.mp4"]
+    table = adopt("folders", lay(tmp_path / "plain", *files), tmp_path / "out").set_index("file")
+    assert len(table) == 7
+    assert table[table.label.isna()].index.tolist() == ["loose.mp4", "real/fake/both.mp4"]
+    assert table.label["train/0_real/x.avi"] == 0
+    assert table.label[files[2]] == 1
+    assert (table.split[files[2]], table.method[files[2]]) == ("test", "FaceSwap")
+    assert table.split["valid/1_fake/x.mp4"] == "val"
+    assert len(read_metadata(tmp_path / "out")) == 5
+    assert "left out: no folder tells its label     2" in describe_adoption(table.reset_index())
+
+
+def test_a_folder_of_something_else_is_kept_and_an_earlier_adoption_is_replaced(tmp_path):
+    source = lay(tmp_path / "plain", "real/a.mp4", "fake/b.mp4")
+    lay(tmp_path / "mine", "thesis.txt")
+    with pytest.raises(FileExistsError, match="holds something else"):
+        adopt("folders", source, tmp_path / "mine")
+    for out in (source, source / "out"):
+        with pytest.raises(ValueError, match="only read"):
+            adopt("folders", source, out)
+    adopt("folders", source, tmp_path / "out")
+    lay(source, "real/c.mp4")
+    adopt("folders", source, tmp_path / "out")
+    assert len(read_metadata(tmp_path / "out")) == 3
+    assert sorted(p.name for p in source.rglob("*.mp4")) == ["a.mp4", "b.mp4", "c.mp4"]
+    (source / "labels.csv").write_text("filename,label\nx.mp4,1\n")
+    with pytest.raises(ValueError, match="no video of the layout dfdc"):
+        adopt("dfdc-test", source, tmp_path / "out")
+
+
+def test_adopted_videos_go_through_the_stages_with_masks_where_an_original_is_there(
+    small_sample, tmp_path
+):
+    """FaceForensics++'s pairs of real videos; and fakes that name no original."""
+    table = read_metadata(small_sample)
+    fakes = table[table.label == 1].drop_duplicates("original_id")[:2]
+    pairs, plain = tmp_path / "pairs", tmp_path / "plain"
+    lay(
+        pairs,
+        "original_sequences/youtube/c23/videos/x",
+        "manipulated_sequences/FaceSwap/c23/videos/x",
+    )
+    lay(plain, "real/x", "fake/x")
+    originals = table.set_index("video_id").file
+    for number, fake in enumerate(fakes.itertuples()):
+        real = (small_sample / originals[fake.original_id]).absolute()
+        names = (f"00{number}", f"00{number}_00{1 - number}")
+        (pairs / f"original_sequences/youtube/c23/videos/{names[0]}.mp4").symlink_to(real)
+        made = (small_sample / fake.file).absolute()
+        (pairs / f"manipulated_sequences/FaceSwap/c23/videos/{names[1]}.mp4").symlink_to(made)
+        (plain / f"real/{number}.mp4").symlink_to(real)
+        (plain / f"fake/{number}.mp4").symlink_to(made)
+    for layout, source, n_masks in (("ffpp", pairs, 2), ("folders", plain, 0)):
+        out, work = tmp_path / layout, WorkFolder(tmp_path / "work" / layout)
+        adopt(layout, source, out)
+        done = preprocess(out, work)
+        assert (done.status.status == "ok").all()
+        crops = pd.read_csv(work.folds)
+        assert crops.video_id.nunique() == 4
+        assert crops.label.nunique() == 2
+        assert len(list(work.root.glob("masks/*"))) == n_masks
+        assert not preprocess(out, work).actions.get(("crop", "done"))  # all is kept
+
+
+def test_real_clips_as_a_pair_of_faceforensics(real_videos, tmp_path):
+    clips = sorted(real_videos.rglob("*.mp4"))[:2]
+    source = lay(
+        tmp_path / "ff",
+        "original_sequences/youtube/c23/videos/x",
+        "manipulated_sequences/A/c23/videos/x",
+    )
+    for number, clip in enumerate(clips):
+        (source / f"original_sequences/youtube/c23/videos/{number}.mp4").symlink_to(clip)
+        (source / f"manipulated_sequences/A/c23/videos/{number}_{1 - number}.mp4").symlink_to(clip)
+    adopt("ffpp", source, tmp_path / "out")
+    done = preprocess(
+        tmp_path / "out", WorkFolder(tmp_path / "work"), originals=1, stages=["detect"]
+    )
+    assert done.status.status.tolist() == ["ok"]
