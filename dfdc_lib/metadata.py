@@ -17,6 +17,9 @@ class Row(NamedTuple):
     label: int  # 1 for a fake
     original_id: str  # its own for an original, and for a fake whose original nobody tells
     part: int
+    method: str = ""  # how a fake was made; this and what follows where the data set tells it
+    split: str = ""  # the official one
+    person: str = ""  # who is seen
 
 
 class MetadataError(ValueError):
@@ -82,7 +85,9 @@ def read_part(data: Path, path: Path) -> list[Row]:
             if original_id == video_id:
                 raise MetadataError(f"{path}: {name} is listed as a fake of itself")
         file = str((path.parent / name).relative_to(data))
-        rows.append(Row(video_id, file, int(fake), original_id, part))
+        given = [entry.get(name) for name in Row._fields[5:]]
+        told = [value if isinstance(value, str) else "" for value in given]
+        rows.append(Row(video_id, file, int(fake), original_id, part, *told))
     return rows
 
 

@@ -4,9 +4,9 @@ experiments/other_data_sets.csv (half an hour on two cores).
     python -m experiments.other_data_sets
 
 Two sets of videos, "a" and "b", differ in people, framing, codec and methods. Three Lite0 learn
-each, with the demo's settings, and judge videos that no network has seen: of set a, of set a with
-one thing as in b, and of set b. A line of the table is one network's score of one video; notebook
-13 and the site make a generalisation card of them.
+each, and three learn a's scenes with b's methods, all with the demo's settings. They judge videos
+that no network has seen: of set a, of set a with one thing as in b, and of set b. A line of the
+table is one network's score of one video; notebook 13 and the site make a generalisation card.
 
     python -m experiments.other_data_sets --film b --originals 8 --out FOLDER
 
@@ -14,7 +14,6 @@ films a set of that kind and does nothing else.
 """
 
 import argparse
-import os
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import NamedTuple
@@ -35,6 +34,7 @@ from experiments.training import describe_run
 TABLE = Path(__file__).with_suffix(".csv")
 FOLDER = Path("data/other")
 SEEDS = 3
+LEARN_SEED, JUDGE_SEED, FILM_SEED = 20, 30, 40  # of the first set of each kind
 N_LEARNED, N_JUDGED = 48, 32  # originals, each with two fakes
 
 
@@ -57,7 +57,7 @@ B = Kind(
     crf=(30, 36),
     methods=("mouth", "rewarp"),
 )
-LEARNED = {"a": A, "b": B}
+LEARNED = {"a": A, "b": B, "a, other methods": replace(A, methods=B.methods)}
 JUDGED = {
     "a": A,
     "a, other people": replace(A, people=B.people),
@@ -139,14 +139,16 @@ def main() -> None:
     asked = parser.parse_args()
     if asked.film:
         name = f"{asked.film}, {asked.originals} originals"
-        make_set(name, LEARNED[asked.film], asked.originals, 40, asked.out)
+        make_set(name, LEARNED[asked.film], asked.originals, FILM_SEED, asked.out)
         return
-    cores = os.cpu_count() or 1
+    cores = count_cores()
     learned = {
-        n: make_set(f"{n}, learned", k, N_LEARNED, 20 + i)
+        n: make_set(f"{n}, learned", k, N_LEARNED, LEARN_SEED + i)
         for i, (n, k) in enumerate(LEARNED.items())
     }
-    judged = {n: make_set(n, k, N_JUDGED, 30 + i) for i, (n, k) in enumerate(JUDGED.items())}
+    judged = {
+        n: make_set(n, k, N_JUDGED, JUDGE_SEED + i) for i, (n, k) in enumerate(JUDGED.items())
+    }
     for data in (*learned.values(), *judged.values()):
         preprocess(data, WorkFolder.beside(data), workers=cores)
     jobs = [

@@ -103,6 +103,29 @@ def test_a_partial_download_is_counted(tmp_path):
     assert "Deepfakes     2        2" in told
 
 
+def test_names_that_lead_elsewhere_or_are_none_are_refused_or_made_plain(tmp_path):
+    source = ffpp(tmp_path / "ff", numbers=range(2))
+    for pairs in ([["../../../../pwn", "000"]], [["000"]], [[0, 1]], 5, {"a": 1}):
+        split_lists(source, train=pairs)
+        with pytest.raises(MetadataError, match=r"train.json must be a list of pairs of names"):
+            adopt("ffpp", source, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+    names = ["a\u00a0b.mp4", "v1.0.mp4", "v1.5.mp4", "UPPER.MP4", "caf\u00e9 1.mp4", ".hidden.mp4"]
+    plain = lay(tmp_path / "plain", "fake/x.mp4", *(f"real/{name}" for name in names))
+    (tmp_path / "elsewhere" / "fake").mkdir(parents=True)
+    (tmp_path / "elsewhere" / "fake" / "linked.mp4").touch()
+    (plain / "more").symlink_to(tmp_path / "elsewhere")
+    adopt("folders", plain, tmp_path / "out")
+    assert len(read_metadata(tmp_path / "out")) == len(names) + 2
+
+
+def test_an_unknown_split_names_those_that_are_there(tmp_path):
+    source = ffpp(tmp_path / "ff", numbers=range(4))
+    split_lists(source, train=[["000", "001"]], test=[["002", "003"]])
+    with pytest.raises(ValueError, match=r"no split trian in .*; there are: test, train"):
+        adopt("ffpp", source, tmp_path / "out", splits=["trian"])
+
+
 def test_several_compressions_need_a_choice(tmp_path):
     ffpp(tmp_path / "ff", "c40")
     source = ffpp(tmp_path / "ff", "raw", range(2))
@@ -152,8 +175,8 @@ def test_in_celeb_dfs_list_1_means_real(tmp_path):
     adopt("celebdf", source, tmp_path / "out")
     folds = folds_of(tmp_path / "out")
     assert folds["id0_0000"] == folds["id0_0001"] == folds["id0_id1_0000"]  # one person, one fold
-    (source / "List_of_testing_videos.txt").write_text("0 Celeb-real/id0_0000.mp4\n")
-    with pytest.raises(MetadataError, match=r"'Celeb-real/id0_0000.mp4' the label 0"):
+    (source / "List_of_testing_videos.txt").write_text("\ufeff0 Celeb-real/id0_0000.mp4\n\n")
+    with pytest.raises(MetadataError, match=r"'Celeb-real/id0_0000.mp4' the label '0'"):
         adopt("celebdf", source, tmp_path / "out")
 
 
@@ -170,15 +193,20 @@ def test_dfdcs_preview_has_labels_and_sets_in_one_file(tmp_path):
     assert table.here.tolist() == [True, True, False]
     assert table.method.tolist() == ["method_A", "", "method_B"]
     assert read_metadata(tmp_path / "out").video_id.nunique() == 2  # of one name
-    for name, entry in (("../x.mp4", {"label": "real", "set": "test"}), ("a.mp4", {"label": "?"})):
-        (source / "dataset.json").write_text(json.dumps({name: entry}))
-        with pytest.raises(MetadataError, match=r"lies outside|has \{'label': '\?'\}"):
+    real = {"label": "real", "set": "test"}
+    for bad in ({"../x.mp4": real}, {"": real}, {"a.mp4": {"label": "?"}}, {"a.mp4": 3}, [1]):
+        (source / "dataset.json").write_text(json.dumps(bad))
+        with pytest.raises(MetadataError, match=r"lies outside| has "):
             adopt("dfdcp", source, tmp_path / "out")
 
 
 def test_dfdcs_test_set_by_its_table_or_its_json(tmp_path):
     source = lay(tmp_path / "test", "test_videos/a.mp4", "test_videos/b.mp4")
     (source / "labels.csv").write_text("filename,label\na.mp4,1\nb.mp4,0\nc.mp4,1\n")
+    lay(tmp_path / "twice", "a/x.mp4", "b/x.mp4")
+    (tmp_path / "twice" / "labels.csv").write_text("filename,label\na/x.mp4,1\nb/x.mp4,0\n")
+    table = adopt("dfdc-test", tmp_path / "twice", tmp_path / "out")
+    assert table.file.tolist() == ["a/x.mp4", "b/x.mp4"]
     expected = {"a": 1, "b": 0}
     for _ in range(2):
         table = adopt("dfdc-test", source, tmp_path / "out")
@@ -215,6 +243,10 @@ def test_a_folder_of_something_else_is_kept_and_an_earlier_adoption_is_replaced(
         with pytest.raises(ValueError, match="only read"):
             adopt("folders", source, out)
     adopt("folders", source, tmp_path / "out")
+    lay(tmp_path / "out", "work/folds.csv")
+    with pytest.raises(FileExistsError, match="holds something else"):
+        adopt("folders", source, tmp_path / "out")
+    (tmp_path / "out" / "work" / "folds.csv").unlink()
     lay(source, "real/c.mp4")
     adopt("folders", source, tmp_path / "out")
     assert len(read_metadata(tmp_path / "out")) == 3

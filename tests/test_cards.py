@@ -100,7 +100,7 @@ def test_a_model_card_says_to_people_and_hubs_how_good_a_run_is(work_copy):
 
 def test_a_data_card_counts_for_people_and_hubs(work_copy, small_sample, tmp_path):
     text = cards.data_card(work_copy, read_metadata(small_sample), small_sample)
-    assert "12 videos in 2 parts: 4 originals and\n8 fakes. 12 of the files are here." in text
+    assert "12 videos in 2 parts: 4 originals and\n8 fakes, of which 8 name their original." in text
     assert "| crop | ok | 12 |" in text
     assert "margin 0.2.\n" in text
     assert "\n\n\n" not in text

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -11,7 +12,6 @@ import pandas as pd
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from sklearn.calibration import _sigmoid_calibration
 from sklearn.metrics import (
     accuracy_score,
     average_precision_score,
@@ -28,7 +28,7 @@ from dfdc_lib.model import DeepfakeClassifier, save_checkpoint
 from dfdc_lib.ops import evaluation, scaling
 from dfdc_lib.ops.evaluation import METRICS, draw_intervals, evaluate, measure
 from dfdc_lib.ops.evaluation_page import make_card, write_evaluation
-from dfdc_lib.ops.leaks import LEAK, find_leaks, hash_video
+from dfdc_lib.ops.leaks import LEAK_COLUMNS, find_leaks, hash_video
 from dfdc_lib.ops.results import match_truth
 from dfdc_lib.ops.submission import score_files, write_results
 from dfdc_lib.predict import load_models
@@ -103,6 +103,8 @@ def test_where_a_class_is_absent_what_needs_it_is_unknown():
     found = by_name(np.ones(3), np.array([0.2, 0.6, 0.9]))
     assert [m for m in METRICS if np.isnan(found[m])] == ["AUC", "EER", "AP", "false alarms"]
     assert found["accuracy"] == pytest.approx(2 / 3)
+    unknown = by_name(np.array([0, 1]), np.array([0.2, 0.6]), threshold=float("nan"))
+    assert [m for m in METRICS if np.isnan(unknown[m])] == ["false alarms", "found"]
 
 
 def test_intervals_are_those_of_a_bootstrap_that_draws_every_row():
@@ -137,9 +139,6 @@ def test_scaling_finds_the_slope_that_was_put_in(kind):
     slope, offset = scaling.fit_scaling(kind, labels, too_sure)
     assert slope == pytest.approx(1 / 3, abs=0.02)
     assert offset == pytest.approx(-0.5 if kind == "platt" else 0, abs=0.06)
-    if kind == "platt":
-        a, b = _sigmoid_calibration(scaling.to_logit(too_sure), labels)
-        assert (slope, offset) == pytest.approx((-a, -b), abs=1e-3)
     separated = scaling.fit_scaling(kind, np.array([0, 0, 1, 1]), np.array([0.1, 0.2, 0.8, 0.9]))
     assert np.isfinite(separated).all()
     with pytest.raises(ValueError, match="fakes and reals, got 2 and 0"):
@@ -202,6 +201,7 @@ def lines_of(found, **where) -> pd.DataFrame:
 def test_every_level_method_and_count_of_a_result(scored, small_sample):
     found = evaluate([scored / "one"], [small_sample])
     assert any("1 videos without a label" in note for note in found.notes)
+    assert set(found.table.network) == {"one (" + "/".join((scored / "one.pt").parts[-2:]) + ")"}
     assert set(found.table.level) == {"video", "mean of frames", "frame"}
     truth, scores = found.truth, pd.read_csv(scored / "one" / "s.csv").set_index("filename").label
     names = [Path(file).name for file in truth.file]
@@ -232,6 +232,36 @@ def test_a_fallback_is_no_score_and_lowers_coverage(scored, small_sample, tmp_pa
     assert whole.scores["AUC"] == len(names)
 
 
+def test_what_a_reader_must_know_is_noted(scored, small_sample, tmp_path):
+    few = [Path(file).name for file in read_metadata(small_sample).file[:4]]
+    rows = "\n".join(f"{name},{number % 2}" for number, name in enumerate([*few, "else.mp4"]))
+    (tmp_path / "one.csv").write_text(f"filename,label\n{rows}\n")
+    notes = "\n".join(evaluate([scored / "one"], [tmp_path / "one.csv"]).notes)
+    assert "9 videos without a label are left out" in notes
+    assert "4 of the 5 videos of one were given to it" in notes
+    assert "trained on one, and what it learned may be among these videos" in notes
+    assert "one tells no originals, so its intervals count each video by itself" in notes
+
+
+def test_one_threshold_for_all_sets_also_for_one_without_that_split(scored, small_sample, tmp_path):
+    table = read_metadata(small_sample)
+    first, second = table[table.part == 0], table[table.part == 1]
+    about = {"filename": first.file, "label": first.label, "original_id": first.original_id}
+    pd.DataFrame(about | {"split": ["val"] * 3 + ["test"] * 3}).to_csv(tmp_path / "a.csv")
+    about = {"filename": second.file, "label": second.label}
+    pd.DataFrame(about).to_csv(tmp_path / "b.csv")
+    found = evaluate([scored / "one"], [tmp_path / "a.csv", tmp_path / "b.csv"], fit_on="val")
+    lines = lines_of(found, level="video")
+    assert lines.threshold.nunique() == 1
+    assert lines.loc["found"].value.notna().all()
+    assert set(found.table.videos) == {3, 6, 9}
+    done = evaluate(
+        [scored / "one"], [tmp_path / "a.csv", tmp_path / "b.csv"], 0.05, "val", "platt"
+    )
+    assert "scaled" in set(done.table.level)
+    Path(f"{scored / 'one.pt'}.scaling.json").unlink()
+
+
 def test_another_programs_submission_has_no_frames(tmp_path):
     (tmp_path / "labels.csv").write_text("filename,label,split\na.mp4,1,x\nb.mp4,0,x\nc.mp4,0,y\n")
     (tmp_path / "theirs.csv").write_text("filename,label\na.mp4,0.9\nb.mp4,0.2\nc.mp4,0.1\n")
@@ -248,8 +278,27 @@ def test_another_programs_submission_has_no_frames(tmp_path):
         with pytest.raises(DamagedFile, match=message):
             evaluate([tmp_path / "theirs.csv"], [tmp_path / "labels.csv"])
     (tmp_path / "theirs.csv").write_text("filename,label\nz.mp4,0.5\n")
-    with pytest.raises(ValueError, match=r"no video of .*theirs.csv has a label"):
+    with pytest.raises(ValueError, match=r"no video of .*theirs.csv has a label, such as z.mp4"):
         evaluate([tmp_path / "theirs.csv"], [tmp_path / "labels.csv"])
+
+
+def test_a_foreign_submission_beside_ours_does_not_inherit_what_is_known_of_it(
+    scored, small_sample, tmp_path
+):
+    folder = tmp_path / "both"
+    shutil.copytree(scored / "one", folder)
+    ours = pd.read_csv(folder / "s.csv")
+    ours.assign(label=0.5).to_csv(folder / "theirs.csv", index=False)
+    found = evaluate([folder / "theirs.csv"], [small_sample])
+    assert set(found.table.level) == {"video"}
+    assert lines_of(found, method="all").value["AUC"] == 0.5
+    assert evaluate([folder], [small_sample]).table.result[0] == str(folder / "s.csv")
+
+
+@pytest.mark.parametrize("rate", [-1, 7, float("nan")])
+def test_a_rate_that_is_none_is_refused(rate):
+    with pytest.raises(ValueError, match="between 0 and 1"):
+        evaluate([Path("x")], [Path("y")], rate)
 
 
 def test_scaling_is_kept_beside_the_checkpoint_and_used_again(scored, small_sample, tmp_path):
@@ -269,6 +318,7 @@ def test_scaling_is_kept_beside_the_checkpoint_and_used_again(scored, small_samp
     assert about["videos"] == splits.count("val") == len(table) - found.table.videos.iloc[0]
     assert digest_file(scored / "one.pt") == before
     again = evaluate(*given)
+    assert any("an earlier scaling is used, fitted on val" in note for note in again.notes)
     levels = {level: lines_of(again, level=level).value for level in ("video", "scaled")}
     if about["slope"] > 0:
         assert levels["scaled"]["AUC"] == pytest.approx(levels["video"]["AUC"])
@@ -289,9 +339,9 @@ def test_the_card_has_a_cell_for_each_training_and_test_set(scored, small_sample
     n_originals = rows.original_id.nunique()
     assert f"100% of {len(rows)} videos, {n_originals} originals" in card.iloc[0, 1]
     assert "0% of 1 videos" in card.iloc[0, 2]
-    leaks = pd.DataFrame([("a", "<b>.mp4", "c", "d.mp4", "equal bytes")], columns=LEAK)
-    about = {"rate": 0.05, "fit_on": "", "leaks": leaks, "unreadable": 0}
-    page = write_evaluation(found, tmp_path / "page", about).read_text()
+    leaks = pd.DataFrame([("a", "<b>.mp4", "c", "d.mp4", "equal bytes")], columns=LEAK_COLUMNS)
+    page = write_evaluation(found, tmp_path / "page", 0.05, "", (leaks, 0)).read_text()
+    assert ">nan" not in page
     assert "&lt;b&gt;.mp4" in page
     assert page.count("<img") == 2
     stored = json.loads((tmp_path / "page" / "evaluation.json").read_text())
@@ -322,4 +372,4 @@ def test_an_original_under_another_name_codec_and_size_is_found(small_sample, tm
     found = set(leaks[["file", "other_file", "how"]].itertuples(index=False, name=None))
     expected = {(reals[0], "copy.mp4", "equal bytes"), (reals[1], "encoded.mp4", "equal pictures")}
     assert found == expected
-    assert hash_video(broken) == ()
+    assert hash_video(broken) == [0, 0, 0]

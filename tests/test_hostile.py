@@ -407,6 +407,7 @@ LABELS = {
     "not UTF-8": (b"filename,label\ncaf\xe9.mp4,1\n", "is not a CSV file"),
     "another table": (b"video,fake\na.mp4,1\n", "must have the columns"),
     "a third label": (b"filename,label\na.mp4,2\n", "has the label '2'.*must be 1"),
+    "no row": (b"filename,label\n", "lists no video"),
     "no label": (b"filename,label\na.mp4,\n", "must be 1 for a fake"),
     "a name twice": (b"filename,label\na.mp4,1\na.mp4,0\n", "'a.mp4' is listed twice"),
 }

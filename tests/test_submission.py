@@ -69,7 +69,7 @@ def test_a_stopped_call_goes_on_and_ends_as_if_undisturbed(videos, models, tmp_p
     cut.clear()
     finish(videos, models, out)
     assert cut == videos[2:]
-    for name in ("s.csv", "status.csv", "predictions.parquet", "settings.json"):
+    for name in ("s.csv", "status.csv", "predictions.parquet", "s.settings.json"):
         assert (out.parent / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()
     assert not submission.journal_of(out).exists()
 
@@ -128,7 +128,7 @@ def test_the_submission_lists_scored_videos_and_the_status_all(tmp_path, videos,
     assert pd.read_csv(out).set_index("filename").label["text.mp4"] == 0.25
 
 
-@pytest.mark.parametrize("name", ["s.csv", "status.csv", "predictions.parquet"])
+@pytest.mark.parametrize("name", ["s.csv", "status.csv", "predictions.parquet", "s.settings.json"])
 def test_results_never_take_the_place_of_other_files(name, tmp_path):
     submission.check_results(tmp_path / "s.csv")
     (tmp_path / name).write_text("filename,label\n")
@@ -137,7 +137,8 @@ def test_results_never_take_the_place_of_other_files(name, tmp_path):
     submission.journal_of(tmp_path / "s.csv").touch()  # of a call that was stopped as it wrote
     submission.check_results(tmp_path / "s.csv")
     submission.journal_of(tmp_path / "s.csv").unlink()
-    for each in ("s.csv", "status.csv", "predictions.parquet"):  # as an earlier call left them
+    names = ("s.csv", "status.csv", "predictions.parquet", "s.settings.json")
+    for each in names:  # as an earlier call left them
         (tmp_path / each).touch()
     submission.check_results(tmp_path / "s.csv")
     with pytest.raises(ValueError, match="name of another result"):

@@ -7,6 +7,7 @@ official split. What they list and is not on disk is counted: a partial download
 import hashlib
 import os
 import re
+from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -23,12 +24,13 @@ from dfdc_lib.store import appear_whole, read_json, show, write_json
 from dfdc_lib.video import printable
 
 SIGN = "adopted.json"  # in a folder that a later call may replace
-SPLITS = ("test", "val", "train", "")  # a family that spans several goes to the first
-FOLDS = ("val", "test", "train", "")  # their order as parts; fold 0 is held out by default
+SPLITS = ("test", "val", "train", "")  # where a family spans several, it goes to the first
+FOLDS = ("val", "test", "train", "")  # their order as parts, and so as folds: a run holds 0 out
 N_PARTS = 5  # of a set without official splits
 REALS = {"real", "reals", "0_real", "original", "originals", "pristine", "genuine", "authentic"}
 FAKES = {"fake", "fakes", "1_fake", "manipulated", "deepfake", "deepfakes", "synthetic", "forged"}
 SPLIT_NAMES = {"training": "train", "valid": "val", "validation": "val", "testing": "test"}
+SPLIT_NAMES |= {split: split for split in SPLITS[:3]}
 
 
 class Video(NamedTuple):
@@ -40,7 +42,7 @@ class Video(NamedTuple):
     original: str = ""  # the name of the video that a fake was made from, where it is told
     method: str = ""  # how a fake was made
     split: str = ""  # the official one, of SPLITS
-    people: tuple[str, ...] = ()  # videos that share one belong in one fold
+    people: tuple[str, ...] = ()  # the one who is seen, and others who link it to more videos
 
 
 def adopt(
@@ -60,12 +62,16 @@ def adopt(
         raise FileNotFoundError(f"no such folder: {source}")
     if out == source or source in out.parents:
         raise ValueError(f"{out} lies in the data set, which is only read: choose another folder")
-    if out.exists() and not (out / SIGN).exists() and (not out.is_dir() or any(out.iterdir())):
+    if out.exists() and not is_adoption(out) and (not out.is_dir() or any(out.iterdir())):
         raise FileExistsError(f"{out} holds something else: remove it, or name a new folder")
-    found = LAYOUTS[layout](source, compression)
-    chosen = name_uniquely([v for v in found if not splits or v.split in splits])
-    table = pd.DataFrame(chosen, columns=Video._fields)
-    table["here"] = [os.path.exists(keep_inside(source, file)) for file in table.file]
+    found = list(LAYOUTS[layout](source, compression))
+    known = sorted({video.split for video in found} - {""})
+    if wrong := set(splits) - set(known):
+        told = ", ".join(known) or "none"
+        raise ValueError(f"no split {', '.join(sorted(wrong))} in {source}; there are: {told}")
+    here = [os.path.exists(keep_inside(source, video.file)) for video in found]
+    table = pd.DataFrame(name_uniquely(found), columns=Video._fields).assign(here=here)
+    table = table[table.split.isin(splits or SPLITS)].reset_index(drop=True)
     taken = table.here & table.label.notna()
     if not taken.any():
         raise ValueError(f"{source} holds no video of the layout {layout}; {len(table)} are listed")
@@ -77,6 +83,12 @@ def adopt(
             link_part(folder / f"dfdc_train_part_{part}", source, videos, table)
         write_json(folder / SIGN, {"layout": layout, "source": str(source)})
     return table
+
+
+def is_adoption(folder: Path) -> bool:
+    """Is this an earlier adoption, and nothing else in it?"""
+    files = [path for path in folder.rglob("*") if not path.is_dir() and not path.is_symlink()]
+    return {path.name for path in files} == {SIGN, "metadata.json"}
 
 
 def keep_inside(source: Path, file: str) -> Path:
@@ -92,8 +104,8 @@ def name_uniquely(videos: Sequence[Video]) -> list[Video]:
     taken: set[str] = set()
     named = []
     for video in videos:
-        stem = video.name or "__".join(Path(video.file).with_suffix("").parts)
-        stem = printable(stem).lstrip(".")
+        wanted = printable(video.name or "__".join(Path(video.file).with_suffix("").parts))
+        stem = "".join(c if c.isprintable() and c not in "./\\" else "_" for c in wanted)
         if stem in taken or len(stem.encode()) > 120:
             stem = f"{stem[:30]}_{hashlib.sha256(os.fsencode(video.file)).hexdigest()[:16]}"
         taken.add(stem)
@@ -106,7 +118,8 @@ def assign_parts(videos: pd.DataFrame) -> np.ndarray:
 
     One part an official split, in the order of FOLDS; a family that spans several goes to the one
     that is learned from least. Where there is one split only, its families take turns over N_PARTS,
-    and people are not parted either (official splits may part them: Celeb-DF's does).
+    and people who are known to be in several videos stay together too (Celeb-DF's official split
+    parts them; of Celeb-DF and DFD only the one whose video it was counts, not the face's donor).
     """
     official = videos.split.nunique() > 1
     joined = [
@@ -140,7 +153,7 @@ def link_part(folder: Path, source: Path, videos: pd.DataFrame, table: pd.DataFr
             else None,
             "method": video.method,
             "split": video.split,
-            "people": video.people,
+            "person": video.people[0] if video.people else "",
             "source": str(target),
         }
     write_json(folder / "metadata.json", entries)
@@ -159,6 +172,10 @@ def describe_adoption(table: pd.DataFrame) -> str:
         lines.append(
             f"{lost} of the fakes lack their original, which `dfdc preprocess` needs to cut them"
         )
+    if taken.label.nunique() == 1:
+        lines.append("all that was found has one label: is this the layout?")
+    if taken.part.nunique() == 1:
+        lines.append("all of it is one family of videos: nothing can be held out")
     for split, parts in taken.groupby("split").part.unique().items():
         numbers = ", ".join(map(str, sorted(parts)))
         lines.append(f"{split or 'no official split'}: part {numbers}")
@@ -174,13 +191,25 @@ def choose_compression(source: Path, wanted: str) -> str:
     return wanted or found[0]
 
 
-def list_sequences(source: Path, kind: str, compression: str) -> dict[str, tuple[str, set[str]]]:
-    """FaceForensics++'s folders <kind>_sequences: name → path in the source, videos' names."""
-    found = {}
-    for folder in sorted((source / f"{kind}_sequences").glob(f"*/{compression}/videos")):
-        stems = {path.stem for path in folder.glob("[!.]*.mp4")}
-        found[folder.parts[-3]] = str(folder.relative_to(source)), stems
-    return found
+def list_videos(folder: Path) -> dict[str, Path]:
+    """The videos in a folder, by name without suffix."""
+    return {p.stem: p for p in sorted(folder.glob("*")) if VIDEO_NAME.fullmatch(p.name)}
+
+
+def list_sequences(source: Path, kind: str, compression: str) -> dict[str, dict[str, Path]]:
+    """FaceForensics++'s folders <kind>_sequences: name → its videos, by name."""
+    folders = sorted((source / f"{kind}_sequences").glob(f"*/{compression}/videos"))
+    return {folder.parts[-3]: list_videos(folder) for folder in folders}
+
+
+def read_pairs(path: Path) -> list[tuple[str, str]]:
+    """One of FaceForensics++'s lists: pairs of videos. Raises MetadataError."""
+    pairs = read_json(path)
+    for pair in pairs if isinstance(pairs, list) else [pairs]:
+        names = pair if isinstance(pair, list) and len(pair) == 2 else [None]
+        if not all(isinstance(name, str) and re.fullmatch(r"\w+", name) for name in names):
+            raise MetadataError(f"{path} must be a list of pairs of names, got {show(pair)}")
+    return [(a, b) for a, b in pairs]
 
 
 def read_ffpp(source: Path, compression: str) -> Iterator[Video]:
@@ -188,50 +217,60 @@ def read_ffpp(source: Path, compression: str) -> Iterator[Video]:
     compression = choose_compression(source, compression)
     splits: dict[str, str] = {}
     pairs: set[str] = set()
-    for split in ("train", "val", "test"):
+    for split in SPLITS[:3]:
         for path in [*source.glob(f"{split}.json"), *source.glob(f"splits/{split}.json")][:1]:
-            for a, b in read_json(path):
+            for a, b in read_pairs(path):
                 splits |= {a: split, b: split}
                 pairs |= {f"{a}_{b}", f"{b}_{a}"}
-    real = list_sequences(source, "original", compression).get("youtube")
-    folder, stems = real or (f"original_sequences/youtube/{compression}/videos", set())
-    for stem in sorted(stems | set(splits)):
-        yield Video(f"{folder}/{stem}.mp4", 0, stem, split=splits.get(stem, ""), people=(stem,))
-    for method, (folder, stems) in list_sequences(source, "manipulated", compression).items():
-        if method != "DeepFakeDetection":  # Google's DFD, which lies in the same folders
-            for stem in sorted(stems | pairs):
-                both = tuple(stem.split("_"))
-                about = (f"{method}__{stem}", both[0], method, splits.get(both[0], ""), both)
-                yield Video(f"{folder}/{stem}.mp4", 1, *about)
+    videos = list_sequences(source, "original", compression).get("youtube", {})
+    folder = source / f"original_sequences/youtube/{compression}/videos"
+    for stem in sorted({*videos, *splits}):
+        file = str(videos.get(stem, folder / f"{stem}.mp4").relative_to(source))
+        yield Video(file, 0, stem, split=splits.get(stem, ""), people=(stem,))
+    for method, videos in list_sequences(source, "manipulated", compression).items():
+        if method == "DeepFakeDetection":  # Google's DFD, which lies in the same folders
+            continue
+        folder = source / f"manipulated_sequences/{method}/{compression}/videos"
+        for stem in sorted({*videos, *pairs}):
+            file = str(videos.get(stem, folder / f"{stem}.mp4").relative_to(source))
+            both = tuple(stem.split("_"))
+            about = (f"{method}__{stem}", both[0], method, splits.get(both[0], ""), both)
+            yield Video(file, 1, *about)
 
 
 def read_dfd(source: Path, compression: str) -> Iterator[Video]:
     """Google's DFD: 01__scene.mp4, and 01_02__scene__HASH.mp4 for actor 02's face in it."""
     compression = choose_compression(source, compression)
-    folder, stems = list_sequences(source, "original", compression).get("actors", ("", set()))
-    for stem in sorted(stems):
-        yield Video(f"{folder}/{stem}.mp4", 0, stem, split="test", people=(stem[:2],))
-    fakes = list_sequences(source, "manipulated", compression)
-    folder, stems = fakes.get("DeepFakeDetection", ("", set()))
-    for stem in sorted(stems):
+    videos = list_sequences(source, "original", compression).get("actors", {})
+    for stem, path in videos.items():
+        person = stem.partition("_")[0]
+        yield Video(str(path.relative_to(source)), 0, stem, split="test", people=(person,))
+    videos = list_sequences(source, "manipulated", compression).get("DeepFakeDetection", {})
+    for stem, path in videos.items():
         found = re.fullmatch(r"(\d+)_\d+(__.+)__\w+", stem)
         original, people = (found[1] + found[2], (found[1],)) if found else ("", ())
-        yield Video(f"{folder}/{stem}.mp4", 1, stem, original, "DeepFakeDetection", "test", people)
+        about = (stem, original, "DeepFakeDetection", "test", people)
+        yield Video(str(path.relative_to(source)), 1, *about)
 
 
 def read_celebdf(source: Path, compression: str) -> Iterator[Video]:
     """Celeb-DF: id0_0000.mp4, and id0_id1_0000.mp4 for id1's face in it. In its list 1 is real."""
     listed = {}
     for path in source.glob("List_of_testing_videos.txt"):
-        lines = (line.split() for line in path.read_text().splitlines())
-        listed = {file: label for label, file in lines}
+        text = path.read_text(encoding="utf-8-sig", errors="replace")
+        listed = {
+            file: told for told, _, file in (line.partition(" ") for line in text.split("\n"))
+        }
+        listed = {file.strip(): told for file, told in listed.items() if file.strip()}
     folders = {"Celeb-real": 0, "YouTube-real": 0, "Celeb-synthesis": 1}
-    here = {f"{name}/{path.name}" for name in folders for path in source.glob(f"{name}/[!.]*.mp4")}
+    here = {
+        f"{name}/{path.name}" for name in folders for path in list_videos(source / name).values()
+    }
     for file in sorted(here | set(listed)):
         folder, _, name = file.rpartition("/")
         label, stem = folders.get(folder), Path(name).stem
-        if label is None or listed.get(file, label) == str(label):
-            raise MetadataError(f"{source}: the list gives {show(file)} the label {listed[file]}")
+        if label is None or listed.get(file, str(1 - label)) != str(1 - label):
+            raise MetadataError(f"{source}: its list gives {show(file)} the label {listed[file]!r}")
         split = "test" if file in listed else "train" if listed else ""
         person, take = stem.split("_")[0], stem.split("_")[-1]
         people = () if folder == "YouTube-real" else (person,)
@@ -241,37 +280,47 @@ def read_celebdf(source: Path, compression: str) -> Iterator[Video]:
 
 def read_dfdcp(source: Path, compression: str) -> Iterator[Video]:
     """DFDC's preview: dataset.json names each file with label and set; originals are not told."""
-    for file, entry in read_json(source / "dataset.json").items():
-        label, split = {"real": 0, "fake": 1}.get(entry.get("label")), entry.get("set")
-        if label is None or split not in SPLITS:
+    entries = read_json(source / "dataset.json")
+    for file, entry in entries.items() if isinstance(entries, dict) else [("", entries)]:
+        entry = entry if isinstance(entry, dict) else {"label": entry}
+        told, split = entry.get("label"), entry.get("set")
+        if told not in ("real", "fake") or split not in SPLITS:
             raise MetadataError(f"{source / 'dataset.json'}: {show(file)} has {show(entry)}")
         people = tuple(str(entry[key]) for key in ("target_id", "swapped_id") if entry.get(key))
-        yield Video(file, label, "", "", Path(file).parts[0] if label else "", split, people)
+        method = file.split("/")[0] if told == "fake" else ""
+        yield Video(file, int(told == "fake"), "", "", method, split, people)
+
+
+def walk(source: Path) -> Iterator[Path]:
+    """The videos below a folder, relative to it, in order; links to folders are followed."""
+    for folder, _, names in sorted(os.walk(source, followlinks=True)):
+        for name in sorted(filter(VIDEO_NAME.fullmatch, names)):
+            yield (Path(folder) / name).relative_to(source)
 
 
 def read_dfdc_test(source: Path, compression: str) -> Iterator[Video]:
     """DFDC's test set: labels.csv, or metadata.json with is_fake; no original is told."""
     truth = read_truth(source / "labels.csv" if (source / "labels.csv").exists() else source)
-    places = {path.name: str(path.relative_to(source)) for path in source.rglob("*.mp4")}
+    places = defaultdict(list)
+    for path in walk(source):
+        places[path.name].append(str(path))
     for file, label in zip(truth.file, truth.label, strict=True):
-        name = Path(file).name
-        yield Video(places.get(name, file), label, Path(name).stem, split="test")
+        named = places[Path(file).name]
+        place = named[0] if len(named) == 1 else file  # of several, the one that it names
+        yield Video(place, label, Path(file).stem, split="test")
 
 
 def read_folders(source: Path, compression: str) -> Iterator[Video]:
     """Folders real/ and fake/, or as they are usually called, at any depth; below fake/ methods."""
-    for path in sorted(source.rglob("*")):
-        if not VIDEO_NAME.fullmatch(path.name) or path.is_dir():
-            continue
-        file = path.relative_to(source)
+    for file in walk(source):
         folders = [name.lower() for name in file.parts[:-1]]
         told = {int(name in FAKES) for name in folders if name in REALS | FAKES}
         label = told.pop() if len(told) == 1 else None
-        below = [i for i, name in enumerate(folders) if label and name in FAKES]
-        method = "/".join(file.parts[below[0] + 1 : -1]) if below else ""
-        splits = [SPLIT_NAMES.get(name, name) for name in folders]
-        split = next((name for name in splits if name in ("train", "val", "test")), "")
-        yield Video(str(file), label, method=method, split=split)
+        splits = [SPLIT_NAMES[name] for name in folders if name in SPLIT_NAMES]
+        below = [i for i, name in enumerate(folders) if name in FAKES] or [len(folders)]
+        rest = [n for n in file.parts[below[0] + 1 : -1] if n.lower() not in SPLIT_NAMES]
+        split = splits[0] if splits else ""
+        yield Video(str(file), label, method="/".join(rest), split=split)
 
 
 LAYOUTS: dict[str, Callable[[Path, str], Iterator[Video]]] = {

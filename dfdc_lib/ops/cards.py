@@ -14,6 +14,7 @@ from markupsafe import Markup
 
 from dfdc_lib.config import STAGES, TrainConfig
 from dfdc_lib.dataset import read_crops, read_folds
+from dfdc_lib.metadata import is_own
 from dfdc_lib.metrics import auc, bootstrap_interval, log_loss
 from dfdc_lib.ops.pages import TEMPLATES
 from dfdc_lib.ops.pipeline import read_status
@@ -104,6 +105,7 @@ def data_card(work: WorkFolder, table: pd.DataFrame, folder: Path) -> str:
         is_sample=recipe["data"] == "sample",
         table=table,
         size=SIZES[np.digitize(len(table), [1e3, 1e4, 1e5, 1e6])],
+        n_alone=((table.label == 1) & is_own(table)).sum(),
         n_here=sum((Path(folder) / file).exists() for file in table.file),
         crops=count_crops(rows),
         coverage=rows.video_id.nunique() / len(table),

@@ -274,12 +274,14 @@ class Evaluate:
         print("\n".join(found.notes), file=sys.stderr, end="\n" * bool(found.notes))
         print(evaluation_page.describe_evaluation(found.table))
         if self.out:
-            about = {"rate": self.false_alarms, "fit_on": self.fit_on}
-            about |= {"leaks": None, "unreadable": 0}
-            if self.leaks and len(self.labels) > 1:
-                progress = progress_bar("originals compared")
-                about["leaks"], about["unreadable"] = leaks.find_leaks(found.truth, progress)
-            print(f"page: {evaluation_page.write_evaluation(found, self.out, about)}")
+            seen = None
+            if self.leaks and found.truth.data_set.nunique() > 1:
+                seen = leaks.find_leaks(found.truth, progress_bar("originals compared"))
+                if len(seen[0]):
+                    told = "originals of one data set are also in another: see the page"
+                    print(f"a leak: {len(seen[0])} {told}", file=sys.stderr)
+            write = evaluation_page.write_evaluation
+            print(f"page: {write(found, self.out, self.false_alarms, self.fit_on, seen)}")
         return 0
 
 

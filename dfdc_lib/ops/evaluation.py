@@ -11,12 +11,14 @@ import numpy as np
 import pandas as pd
 
 from dfdc_lib.ops.results import Results, match_truth, read_results, read_truth
-from dfdc_lib.ops.scaling import Scaling, find_scaling, keep_scaling, scale
+from dfdc_lib.ops.scaling import Scaling, find_scaling, identify, keep_scaling, scale
 from dfdc_lib.predict import REHEARSAL_WARNING
 
 METRICS = ("AUC", "EER", "AP", "accuracy", "Brier", "log loss", "false alarms", "found")
-GROUP = ["result", "trained_on", "data_set", "method", "level"]
+GROUP = ["result", "network", "data_set", "method", "level"]
+ALL = "all"
 BINS = 10  # of the reliability table
+Measure = Callable[[np.ndarray], np.ndarray]  # weights (n,) → values
 
 
 def measure(
@@ -26,28 +28,43 @@ def measure(
 
     EER: where the ROC, its points joined by lines, has as many false alarms as misses. accuracy: at
     0.5. false alarms, found: the shares of reals and fakes that reach `threshold`. NaN where a
-    class is absent. Notebook 13 derives EER and AP by hand.
+    class or the threshold is absent. Notebook 13 derives EER and AP by hand.
     """
+    return prepare_measure(labels, p_fake, threshold)(weights)
+
+
+def prepare_measure(labels: np.ndarray, p_fake: np.ndarray, threshold: float) -> Measure:
+    """`measure` as a function of the weights: what does not depend on them is done once."""
     order = np.argsort(-p_fake, kind="stable")
-    y, p, w = labels[order], p_fake[order], weights[order]
+    y, p = labels[order].astype(bool), p_fake[order]
     last: np.ndarray = np.append(np.diff(p) != 0, True)  # equal scores are one step
-    fakes: np.ndarray = np.append(0, np.cumsum(w * y)[last])
-    reals: np.ndarray = np.append(0, np.cumsum(w * (1 - y))[last])
-    with np.errstate(invalid="ignore"):
-        found, alarms = fakes / fakes[-1], reals / reals[-1]
-        precision = fakes[1:] / (fakes + reals)[1:]
-        above = w * (p >= threshold)
-        of_reals, of_fakes = above @ (1 - y) / reals[-1], above @ y / fakes[-1]
-    auc = np.trapezoid(found, alarms)
-    eer = np.interp(1, found + alarms, alarms) if np.isfinite(auc) else np.nan
-    ap = np.sum(np.diff(found) * np.nan_to_num(precision)) if np.isfinite(auc) else np.nan
-    right, q = (p >= 0.5) == y, np.clip(np.where(y, p, 1 - p), 1e-15, 1)
-    of_all = [np.average(value, weights=w) for value in (right, (p - y) ** 2, -np.log(q))]
-    return np.array([auc, eer, ap, *of_all, of_reals, of_fakes])
+    right, squares = (p >= 0.5) == y, (p - y) ** 2
+    losses = -np.log(np.clip(np.where(y, p, 1 - p), 1e-15, 1))
+    reached = p >= threshold if np.isfinite(threshold) else np.full(len(p), np.nan)
+
+    def values_of(weights: np.ndarray) -> np.ndarray:
+        w = weights[order]
+        of_fakes, of_reals = np.where(y, w, 0), np.where(y, 0, w)
+        fakes: np.ndarray = np.append(0, np.cumsum(of_fakes)[last])
+        reals: np.ndarray = np.append(0, np.cumsum(of_reals)[last])
+        with np.errstate(invalid="ignore"):
+            found, alarms = fakes / fakes[-1], reals / reals[-1]
+            precision = np.nan_to_num(fakes[1:] / (fakes + reals)[1:])
+            above = of_reals @ reached / reals[-1], of_fakes @ reached / fakes[-1]
+        auc = np.trapezoid(found, alarms)
+        both = 1 + 0 * auc  # NaN where a class is absent
+        ranks = [
+            auc,
+            both * np.interp(1, found + alarms, alarms),
+            both * np.diff(found) @ precision,
+        ]
+        return np.array([*ranks, *(w @ v / w.sum() for v in (right, squares, losses)), *above])
+
+    return values_of
 
 
 def draw_intervals(
-    values_of: Callable[[np.ndarray], np.ndarray], groups: Iterable, n_draws: int, seed: int = 0
+    values_of: Measure, groups: Iterable, n_draws: int = 300, seed: int = 0
 ) -> tuple[np.ndarray, np.ndarray]:
     """The middle 95 % of what `values_of` weights returns, over draws of whole groups.
 
@@ -65,25 +82,52 @@ def draw_intervals(
     return bounds[0], bounds[1]
 
 
-class Rows(NamedTuple):
-    """Scores with their truth: of videos and of frames, TRUTH's columns and score (maybe NaN)."""
+class Scored(NamedTuple):
+    """A result beside the truth: TRUTH's columns, data_set, path and score (maybe NaN) of each
+    video, and of each frame."""
 
+    results: Results
     videos: pd.DataFrame
     frames: pd.DataFrame
+    notes: list[str]  # what a reader must know of it
+
+    def levels(self, scaling: dict | None) -> dict[str, pd.DataFrame]:
+        """The tables of scores by level; those of which there are none are left out.
+
+        "video" is the score as it was given, "mean of frames" and "frame" are the field's
+        conventions, "scaled" is the video's after a scaling.
+        """
+        videos = self.videos
+        levels = {"video": videos, "mean of frames": videos.assign(score=videos["mean"])}
+        levels |= {
+            "frame": self.frames,
+            "scaled": scale(videos, scaling) if scaling else videos[:0],
+        }
+        return {k: t for k, t in levels.items() if k == "video" or t.score.notna().any()}
 
 
-def join_truth(results: Results, truth: pd.DataFrame) -> tuple[Rows, list[str]]:
-    """Put scores beside the truth; return also the names of the videos that have no label."""
-    rows = match_truth(results.videos.filename.tolist(), truth)
+def join_truth(results: Results, truth: pd.DataFrame) -> Scored:
+    """Put scores beside the truth. Raises ValueError where none has a label."""
+    rows = match_truth(results.videos.name.tolist(), truth)
     if (rows < 0).all():
-        raise ValueError(f"no video of {results.name} has a label")
-    without = results.videos.filename[rows < 0].tolist()
+        some = f"{results.videos.name.iloc[0]}, and {truth.path.iloc[0]} in the labels"
+        raise ValueError(f"no video of {results.name} has a label, such as {some}")
     given = results.videos[rows >= 0].reset_index(drop=True)
     videos = pd.concat([given, truth.iloc[rows[rows >= 0]].reset_index(drop=True)], axis=1)
-    videos["original_id"] = videos.data_set + "/" + videos.original_id
-    about = videos.drop(columns=["p_fake", "mean"])
-    frames = results.frames.merge(about, on="filename").rename(columns={"p_fake": "score"})
-    return Rows(videos.assign(score=videos.p_fake), frames), without
+    frames = results.frames.merge(videos.drop(columns=["p_fake", "mean"]), on="name")
+    notes = [REHEARSAL_WARNING] if "sample" in results.trained_on else []
+    if without := results.videos.name[rows < 0].tolist():
+        notes.append(f"{len(without)} videos without a label are left out, such as {without[0]}")
+    for name, listed in truth.groupby("data_set"):
+        here = videos[videos.data_set == name]
+        if 0 < len(here) < len(listed):
+            notes.append(f"{len(here)} of the {len(listed)} videos of {name} were given to it")
+        if len(here) and name in results.trained_on:
+            notes.append(f"it was trained on {name}, and what it learned may be among these videos")
+        if here.label.any() and here.original_id.nunique() == len(here):
+            notes.append(f"{name} tells no originals, so its intervals count each video by itself")
+    videos = videos.assign(score=videos.p_fake)
+    return Scored(results, videos, frames.rename(columns={"p_fake": "score"}), notes)
 
 
 def choose_threshold(table: pd.DataFrame, rate: float) -> float:
@@ -95,56 +139,54 @@ def choose_threshold(table: pd.DataFrame, rate: float) -> float:
     return float(np.nextafter(reals[allowed], 2))
 
 
-def tabulate(rows: Rows, scaling: dict | None, rate: float, fit_on: str = "") -> Iterator[dict]:
-    """Measure each data set, method and level: a line a metric, with its interval and counts.
+def tabulate(scored: Scored, scaling: dict | None, rate: float, fit_on: str) -> Iterator[dict]:
+    """Measure each level, data set and method: a line a metric, with its interval and counts.
 
-    Levels: "video" is the score as it was given, "mean of frames" and "frame" are the field's
-    conventions, "scaled" is the video's by a scaling. rate: of false alarms, by which thresholds
-    are chosen: on the split `fit_on`, which is then not measured, else on the same videos.
+    rate: of false alarms, by which each level's threshold is chosen: over all reals of the split
+    `fit_on`, which is then not measured, else over all reals that are.
     """
-    several = rows.videos.data_set.nunique() > 1
-    for name in [*["all"] * several, *rows.videos.data_set.unique()]:
-        videos, frames = (t if name == "all" else t[t.data_set == name] for t in rows)
-        levels = {"video": videos, "mean of frames": videos.assign(score=videos["mean"])}
-        levels |= {"frame": frames, "scaled": scale(videos, scaling) if scaling else videos[:0]}
-        for level, table in levels.items():
-            threshold = choose_threshold(table[table.split == fit_on] if fit_on else table, rate)
-            for method in ["all", *sorted(set(table.method) - {""})]:
-                given, some = (choose_rows(t, method, fit_on) for t in (videos, table))
-                if (level == "video" and len(given)) or some.score.notna().any():
-                    about = {"data_set": name, "method": method, "level": level}
-                    lines = measure_rows(some, threshold, given.path.nunique())
-                    yield from (about | line for line in lines)
+    for level, table in scored.levels(scaling).items():
+        fitting, rest = split_rows(table, fit_on)
+        threshold = choose_threshold(fitting if fit_on else rest, rate)
+        _, given = split_rows(scored.videos, fit_on)
+        sets = list(given.data_set.unique())
+        for name in [*[ALL] * (len(sets) > 1), *sets]:
+            for method in [ALL, *sorted(set(given.method[given.data_set == name]) - {""})]:
+                about = {"data_set": name, "method": method, "level": level}
+                some, videos = (choose_rows(t, name, method) for t in (rest, given))
+                lines = measure_rows(some, threshold, videos.path.nunique())
+                yield from (about | line for line in lines)
 
 
-def choose_rows(table: pd.DataFrame, method: str, fit_on: str) -> pd.DataFrame:
-    """The rows that are measured: a method's fakes, or all, and the reals; not those fitted on."""
-    some = (table.label == 0) | (table.method == method) | (method == "all")
-    return table[some & ((table.split != fit_on) | (not fit_on))]
+def split_rows(table: pd.DataFrame, fit_on: str) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """The rows to fit on, of this split, and the rows to measure; without a split all of these."""
+    fitting = (table.split == fit_on) & (fit_on != "")
+    return table[fitting], table[~fitting]
 
 
-def measure_rows(
-    table: pd.DataFrame, threshold: float, n_videos: int, n_draws: int = 500
-) -> list[dict]:
+def choose_rows(table: pd.DataFrame, data_set: str, method: str) -> pd.DataFrame:
+    """A data set's reals and its fakes of one method, or of all."""
+    of_set = (table.data_set == data_set) | (data_set == ALL)
+    return table[of_set & ((table.label == 0) | (table.method == method) | (method == ALL))]
+
+
+def measure_rows(table: pd.DataFrame, threshold: float, n_videos: int) -> list[dict]:
     """A line a metric: value, low, high (95 %), threshold, and counts.
 
     n_videos: how many were given. coverage: the share of them with a score. Of those: scores
     (frames, at that level), reals, fakes, originals, people (0 where the data set tells none).
     """
-    scored = table.dropna(subset="score").sort_values("score", ascending=False)
+    scored = table.dropna(subset="score")
     seen = scored.drop_duplicates("path")
     counts = {"videos": n_videos, "coverage": len(seen) / n_videos, "scores": len(scored)}
     counts |= {"reals": int((seen.label == 0).sum()), "fakes": int((seen.label == 1).sum())}
     counts |= {"originals": seen.original_id.nunique(), "people": len(set(seen.person) - {""})}
-    labels, p_fake = scored.label.to_numpy(), scored.score.to_numpy(float)
     values = low = high = np.full(len(METRICS), np.nan)
     if len(scored):
-
-        def values_of(weights: np.ndarray) -> np.ndarray:
-            return measure(labels, p_fake, weights, threshold)
-
+        given = scored.label.to_numpy(), scored.score.to_numpy(float)
+        values_of = prepare_measure(*given, threshold)
         values = values_of(np.ones(len(scored)))
-        low, high = draw_intervals(values_of, scored.original_id, n_draws)
+        low, high = draw_intervals(values_of, scored.original_id)
     found = zip(METRICS, values.tolist(), low.tolist(), high.tolist(), strict=True)
     return [
         {"metric": metric, "value": value, "low": a, "high": b, "threshold": threshold, **counts}
@@ -152,7 +194,7 @@ def measure_rows(
     ]
 
 
-def tabulate_reliability(videos: pd.DataFrame, n_draws: int = 500) -> pd.DataFrame:
+def tabulate_reliability(videos: pd.DataFrame) -> pd.DataFrame:
     """Do as many fakes stand behind a score as it says? One row a bin of p_fake that has videos.
 
     Columns: bin, n, p_fake (the mean), share (of fakes), low, high (95 %).
@@ -162,25 +204,23 @@ def tabulate_reliability(videos: pd.DataFrame, n_draws: int = 500) -> pd.DataFra
     bins = np.minimum((p_fake * BINS).astype(int), BINS - 1)
 
     def shares(weights: np.ndarray) -> np.ndarray:
-        counts = np.bincount(bins, weights, BINS)
         with np.errstate(invalid="ignore"):
-            return np.bincount(bins, weights * labels, BINS) / counts
+            return np.bincount(bins, weights * labels, BINS) / np.bincount(bins, weights, BINS)
 
-    low, high = draw_intervals(shares, scored.original_id, n_draws)
-    table = pd.DataFrame({"bin": np.arange(BINS), "n": np.bincount(bins, minlength=BINS)})
-    ones = np.ones(len(scored))
-    with np.errstate(invalid="ignore"):
-        table["p_fake"] = np.bincount(bins, p_fake, BINS) / table.n
-    return table.assign(share=shares(ones), low=low, high=high)[table.n > 0]
+    table = pd.DataFrame({"bin": bins, "n": 1, "p_fake": p_fake})
+    table = table.groupby("bin").agg({"n": "sum", "p_fake": "mean"}).reset_index()
+    low, high = draw_intervals(shares, scored.original_id) if len(scored) else ([], [])
+    values = {"share": shares(np.ones(len(scored))), "low": low, "high": high}
+    return table.assign(**{name: np.asarray(v)[table.bin] for name, v in values.items()})
 
 
 class Evaluation(NamedTuple):
     """What `evaluate` found."""
 
     table: pd.DataFrame  # GROUP, metric, and what `measure_rows` tells
-    reliability: pd.DataFrame  # result, data_set, level, and `tabulate_reliability`'s columns
+    reliability: pd.DataFrame  # GROUP but for method, and `tabulate_reliability`'s columns
     truth: pd.DataFrame  # TRUTH, data_set and path of every video that has a label
-    notes: list[str]  # what was left out, what was fitted
+    notes: list[str]  # what a reader must know
 
 
 def evaluate(
@@ -193,36 +233,61 @@ def evaluate(
     """Measure any number of results over any number of data sets.
 
     rate, fit_on: see `tabulate`. scaling: fit one on that split, and keep it beside the checkpoint;
-    one that was kept before is used too. Raises ValueError, MetadataError or DamagedFile.
+    one that was kept before is used too. Raises FileNotFoundError or ValueError.
     """
-    if scaling and not fit_on:
-        raise ValueError("name the split on which scaling is fitted: --fit-on val")
-    scored = [read_results(path) for path in results]
-    if len({given.name for given in scored}) < len(scored):
+    if not 0 <= rate <= 1:
+        raise ValueError(f"a rate of false alarms lies between 0 and 1, got {rate}")
+    given = [read_results(path) for path in results]
+    if len({each.name for each in given}) < len(given):
         raise ValueError("a result is given twice")
-    sets = [read_truth(source) for source in labels]
-    if len({each.data_set[0] for each in sets}) < len(sets):  # two folders of one name
-        sets = [each.assign(data_set=str(s)) for each, s in zip(sets, labels, strict=True)]
-    truth = pd.concat(sets, ignore_index=True)
+    truth = read_truths(labels)
     if fit_on and not 0 < (truth.split == fit_on).sum() < len(truth):
         known = ", ".join(sorted(set(truth.split) - {""})) or "none"
         raise ValueError(f"--fit-on takes one of several splits, got {fit_on!r} of {known}")
-    lines, bins, notes = [], [], []
-    for given in scored:
-        rows, without = join_truth(given, truth)
-        if without:
-            notes.append(f"{given.name}: {len(without)} videos without a label, as {without[0]}")
-        if "sample" in given.trained_on.split(" + "):
-            notes.append(f"{given.name}: {REHEARSAL_WARNING}")
-        if scaling:
-            path = keep_scaling(given, rows.videos, scaling, fit_on)
-            notes.append(f"{given.name}: {scaling} scaling, fitted on {fit_on}, is kept in {path}")
-        found, about = find_scaling(given), {"result": given.name, "trained_on": given.trained_on}
-        lines += [about | line for line in tabulate(rows, found, rate, fit_on)]
-        rest = rows.videos[rows.videos.split != fit_on] if fit_on else rows.videos
-        for name, videos in rest.groupby("data_set"):
-            levels = {"video": videos} | ({"scaled": scale(videos, found)} if found else {})
-            for level, table in levels.items():
-                where = about | {"data_set": name, "level": level}
-                bins.append(tabulate_reliability(table).assign(**where))
+    scored = [join_truth(each, truth) for each in given]
+    notes = [f"{each.results.name}: {note}" for each in scored for note in each.notes]
+    notes += fit_scalings(scored, scaling, fit_on) if scaling else []
+    lines, bins = [], []
+    for each in scored:
+        kept = find_scaling(each.results)
+        if kept and not scaling:
+            place = f"{kept['split']} of {', '.join(kept['data_sets'])}"
+            notes.append(f"{each.results.name}: an earlier scaling is used, fitted on {place}")
+        about = {"result": each.results.name, "network": each.results.network}
+        lines += [about | line for line in tabulate(each, kept, rate, fit_on)]
+        for level, table in each.levels(kept).items():
+            if level in ("video", "scaled"):
+                for name, videos in split_rows(table, fit_on)[1].groupby("data_set"):
+                    where = about | {"data_set": name, "level": level}
+                    bins.append(tabulate_reliability(videos).assign(**where))
+    if not lines:
+        raise ValueError(f"there is nothing to measure but the split {fit_on}")
     return Evaluation(pd.DataFrame(lines), pd.concat(bins, ignore_index=True), truth, notes)
+
+
+def read_truths(labels: Sequence[Path]) -> pd.DataFrame:
+    """The truth of several data sets; where two have one name, their paths tell them apart."""
+    sets = [read_truth(source) for source in labels]
+    names = [each.data_set.iloc[0] for each in sets]
+    if len(set(names)) < len(names):
+        names = list(map(str, labels))
+    truth = pd.concat([each.assign(data_set=n) for each, n in zip(sets, names, strict=True)])
+    return truth.assign(original_id=truth.data_set + "/" + truth.original_id).reset_index(drop=True)
+
+
+def fit_scalings(scored: Sequence[Scored], kind: Scaling, fit_on: str) -> list[str]:
+    """Fit one scaling for all results of the same networks, and keep it. Returns what was done."""
+    if not fit_on:
+        raise ValueError("name the split on which scaling is fitted: --fit-on val")
+    groups: dict[str, list[Scored]] = {}
+    for each in scored:
+        groups.setdefault(str(identify(each.results)), []).append(each)
+    notes = []
+    for several in groups.values():
+        results = several[0].results
+        videos = pd.concat([split_rows(each.videos, fit_on)[0] for each in several])
+        path = keep_scaling(results, videos, kind, fit_on)
+        notes.append(
+            f"{results.name}: {kind} scaling, fitted on {len(videos)} videos, is in {path}"
+        )
+    return notes

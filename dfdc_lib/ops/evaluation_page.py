@@ -7,7 +7,7 @@ import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 
-from dfdc_lib.ops.evaluation import GROUP, METRICS, Evaluation
+from dfdc_lib.ops.evaluation import ALL, GROUP, METRICS, Evaluation
 from dfdc_lib.ops.pages import TEMPLATES, embed
 from dfdc_lib.plots import LINE
 from dfdc_lib.store import write_csv, write_json, write_text
@@ -15,12 +15,13 @@ from dfdc_lib.store import write_csv, write_json, write_text
 MARKS = ("o", "s", "D", "^", "v")  # of results, in figures
 
 
-def tell(line) -> str:
-    """A value with its interval, as tables show it. line: has value, low and high."""
-    if np.isnan(line.value):
+def tell(line, value: str = "value") -> str:
+    """A value with its interval, as tables show it. line: has the value, low and high."""
+    number = getattr(line, value)
+    if np.isnan(number):
         return "–"
     interval = "" if np.isnan(line.low) else f" ({line.low:.3f} to {line.high:.3f})"
-    return f"{line.value:.3f}{interval}"
+    return f"{number:.3f}{interval}"
 
 
 def describe_evaluation(table: pd.DataFrame) -> str:
@@ -28,7 +29,7 @@ def describe_evaluation(table: pd.DataFrame) -> str:
     whole = table[table.level.isin(["video", "scaled"])]
     whole = whole.assign(told=[tell(line) for line in whole.itertuples()])
     wide = whole.pivot_table("told", GROUP, "metric", aggfunc="first", sort=False)
-    wide = wide[["AUC", "EER", "log loss"]].join(whole.groupby(GROUP).coverage.first())
+    wide = wide[["AUC", "EER", "AP", "log loss"]].join(whole.groupby(GROUP).coverage.first())
     shown = wide.reset_index()
     alone = [name for name in GROUP if shown[name].nunique() == 1]
     head = ", ".join(f"{name.replace('_', ' ')} {shown[name].iloc[0]}" for name in alone)
@@ -37,14 +38,19 @@ def describe_evaluation(table: pd.DataFrame) -> str:
 
 
 def make_card(table: pd.DataFrame, metric: str = "AUC") -> pd.DataFrame:
-    """Training set by test set: in each cell the metric of whole videos, coverage and how many."""
-    cells = table[(table.level == "video") & (table.method == "all") & (table.metric == metric)]
+    """Network by test set: in each cell the metric of whole videos, coverage and how many.
+
+    Results of the same networks share a row, where they are of different sets.
+    """
+    cells = table[(table.level == "video") & (table.method == ALL) & (table.metric == metric)]
+    again = cells.duplicated(["network", "data_set"], keep=False)
+    rows = cells.network.mask(again, cells.network + ": " + cells.result)
     told = [
-        f"{tell(c)}; {c.coverage:.0%} of {c.videos} videos, "
-        + (f"{c.people} people" if c.people else f"{c.originals} originals")
+        f"{tell(c)}; {c.coverage:.0%} of {c.videos} videos, {c.originals} originals"
+        + (f", {c.people} people" if c.people else "")
         for c in cells.itertuples()
     ]
-    cells = cells.assign(told=told, trained=cells.trained_on + " (" + cells.result + ")")
+    cells = cells.assign(told=told, trained=rows)
     card = cells.pivot_table("told", "trained", "data_set", aggfunc="first", sort=False)
     return card.rename_axis(index="trained on", columns=None).fillna("–")
 
@@ -103,18 +109,25 @@ def to_records(table: pd.DataFrame | None) -> list[dict] | None:
     )
 
 
-def write_evaluation(found: Evaluation, folder: Path, about: dict) -> Path:
+def write_evaluation(
+    found: Evaluation,
+    folder: Path,
+    rate: float,
+    fit_on: str = "",
+    leaks: tuple[pd.DataFrame, int] | None = None,
+) -> Path:
     """Write evaluation.csv, .json and .html into a folder; return the page's path.
 
-    about: what the page says of the call: rate, fit_on, leaks (a table, or None where nobody has
-    looked), unreadable.
+    rate, fit_on: as `evaluate` took them. leaks: of `find_leaks`; None where nobody has looked.
     """
     write_csv(folder / "evaluation.csv", found.table)
-    stored = {"rows": found.table, "reliability": found.reliability, "leaks": about["leaks"]}
+    pairs, unreadable = leaks or (None, 0)
+    stored = {"rows": found.table, "reliability": found.reliability, "leaks": pairs}
     plain: dict = {name: to_records(each) for name, each in stored.items()}
     write_json(folder / "evaluation.json", plain | {"notes": found.notes})
-    values = about | {"found": found, "metrics": METRICS}
-    values |= {"card": make_card(found.table), "eer_card": make_card(found.table, "EER")}
+    values = {"found": found, "rate": rate, "fit_on": fit_on, "metrics": METRICS, "tell": tell}
+    values |= {"leaks": pairs, "unreadable": unreadable}
+    values["cards"] = {"AUC": make_card(found.table), "EER": make_card(found.table, "EER")}
     values["intervals"] = embed(plot_intervals(found.table))
     values["calibration"] = embed(plot_reliability(found.reliability))
     page = TEMPLATES.get_template("evaluation.html").render(values)

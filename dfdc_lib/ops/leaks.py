@@ -12,10 +12,12 @@ from dfdc_lib.store import digest_file, file_size
 from dfdc_lib.video import VideoError, probe, read_frames
 
 MOMENTS = (0.25, 0.5, 0.75)  # of a video, at which it is looked at
-# Bits of each hash that may differ. Measured on the sample: of 20 videos at half the size and CRF
-# 28 or 40, 16 differ by at most 5; other originals, of the same people, by 14 and more.
-UNLIKE = 6
-LEAK = ["data_set", "file", "other_set", "other_file", "how"]
+# Bits of a hash that may differ in the same picture. Measured on the sample: of 20 videos at half
+# the size and CRF 28 or 40, 16 differ by at most 5; other originals, of the same people, by 14 and
+# more.
+MOST_APART = 6
+FLAT = 6  # bits: a hash that has fewer, or lacks fewer, says nothing
+LEAK_COLUMNS = ["data_set", "file", "other_set", "other_file", "how"]
 
 
 def hash_picture(picture: np.ndarray) -> int:
@@ -27,45 +29,49 @@ def hash_picture(picture: np.ndarray) -> int:
     return int.from_bytes(np.packbits(small[:, 1:] > small[:, :-1]).tobytes())
 
 
-def hash_video(path: Path) -> tuple[int, ...]:
-    """The difference hashes of three frames; () where they can't be read."""
+def hash_video(path: Path) -> list[int]:
+    """The difference hashes of three frames; of one that can't be read 0."""
     try:
         info = probe(path)
-        wanted = {int(info.n_frames * moment) for moment in MOMENTS}
-        return tuple(hash_picture(picture) for _, picture in read_frames(path, wanted, info))
+        moments = [int(info.n_frames * moment) for moment in MOMENTS]
+        found = {i: hash_picture(picture) for i, picture in read_frames(path, moments, info)}
+        return [found.get(i, 0) for i in moments]
     except (VideoError, OSError):
-        return ()
+        return [0] * len(MOMENTS)
 
 
 def find_leaks(
     truth: pd.DataFrame, progress: Callable[[int, int], None] = lambda done, total: None
 ) -> tuple[pd.DataFrame, int]:
-    """Compare the originals of each two data sets: LEAK's columns, a row a pair that is the same.
+    """Compare the originals of each two data sets: LEAK_COLUMNS, a row a pair that is the same.
 
     truth: columns data_set, file, path, label. how: "equal bytes", or "equal pictures" where three
-    frames look the same. Returns also how many originals could not be read.
+    frames look the same. Returns also how many originals could not be read, or are too plain.
     """
     reals = truth[truth.label == 0].reset_index(drop=True)
-    reals["size"] = [file_size(path) for path in reals.path]
+    sizes = np.array([file_size(path) or -1 for path in reals.path])
     hashes: np.ndarray = np.zeros((len(reals), len(MOMENTS)), np.uint64)
     for number, path in enumerate(reals.path):
-        found = hash_video(Path(path))
-        if len(found) == len(MOMENTS):
-            hashes[number] = found
+        hashes[number] = hash_video(Path(path))
         progress(number + 1, len(reals))
-    known: np.ndarray = np.asarray(hashes.any(axis=1))
+    bits = np.bitwise_count(hashes)
+    known = ((bits >= FLAT) & (bits <= 64 - FLAT)).all(axis=1)
     leaks = []
     for ours, theirs in combinations(reals.groupby("data_set").indices.values(), 2):
         for one in ours:
             apart = np.bitwise_count(hashes[theirs] ^ hashes[one]).max(axis=1)
-            alike = theirs[(apart <= UNLIKE) & known[theirs] & known[one]]
-            same_size = theirs[reals["size"].to_numpy()[theirs] == reals["size"][one]]
-            for other in sorted({*alike, *same_size}):
-                equal = other in same_size and is_copy(reals.path[one], reals.path[other])
-                if equal or other in alike:
-                    places = (*reals.loc[one, LEAK[:2]], *reals.loc[other, LEAK[:2]])
+            alike = (apart <= MOST_APART) & known[theirs] & known[one]
+            same_size = (sizes[theirs] == sizes[one]) & (sizes[one] >= 0)
+            for i in np.flatnonzero(alike | same_size):
+                other = theirs[i]
+                equal = same_size[i] and is_copy(reals.path[one], reals.path[other])
+                if equal or alike[i]:
+                    places = (
+                        *reals.loc[one, LEAK_COLUMNS[:2]],
+                        *reals.loc[other, LEAK_COLUMNS[:2]],
+                    )
                     leaks.append((*places, "equal bytes" if equal else "equal pictures"))
-    return pd.DataFrame(leaks, columns=LEAK), int((~known).sum())
+    return pd.DataFrame(leaks, columns=LEAK_COLUMNS), int((~known).sum())
 
 
 def is_copy(one: str, other: str) -> bool:

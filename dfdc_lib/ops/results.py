@@ -8,8 +8,8 @@ from typing import NamedTuple
 import numpy as np
 import pandas as pd
 
-from dfdc_lib.metadata import MetadataError, find_parts, read_part
-from dfdc_lib.ops.submission import PREDICTIONS, SETTINGS, STATUS
+from dfdc_lib.metadata import MetadataError, Row, find_parts, read_part
+from dfdc_lib.ops.submission import PREDICTIONS, SETTINGS, STATUS, settings_of
 from dfdc_lib.rehearsal.sample import read_methods
 from dfdc_lib.store import DamagedFile, read_json, show
 
@@ -20,99 +20,108 @@ class Results(NamedTuple):
     """Scores of some videos, and what is known of who gave them."""
 
     name: str
-    videos: pd.DataFrame  # filename, p_fake (NaN without a score), mean (of its frames)
-    frames: pd.DataFrame  # filename, frame_idx, p_fake: the mean over faces and checkpoints
-    checkpoints: list[str]  # empty where it is not known
-    settings: dict  # of the call; as well
+    videos: pd.DataFrame  # name (maybe a path), p_fake (NaN without a score), mean (of its frames)
+    frames: pd.DataFrame  # name, frame_idx, p_fake: the mean over faces and checkpoints
+    settings: dict  # see `submission.describe_call`; empty where it is not known
 
     @property
-    def trained_on(self) -> str:
-        """What the checkpoints have learned from, by their cards."""
-        cards = self.settings.get("cards", [])
-        return " + ".join(sorted({card["trained_on"] for card in cards})) or "not told"
+    def checkpoints(self) -> list[Path]:
+        """The files of the networks, where they are known."""
+        return [Path(path) for path in self.settings.get("paths", [])]
+
+    @property
+    def trained_on(self) -> list[str]:
+        """What the networks have learned from, by their cards."""
+        return sorted({card["trained_on"] for card in self.settings.get("cards", [])})
+
+    @property
+    def network(self) -> str:
+        """The networks in words: what they learned from, and their files."""
+        if not self.checkpoints:
+            return self.name
+        files = ", ".join("/".join(path.parts[-2:]) for path in self.checkpoints)
+        return f"{' + '.join(self.trained_on)} ({files})"
 
 
 def read_truth(source: Path) -> pd.DataFrame:
-    """What is known of a data set's videos: TRUTH's columns, and path. Raises MetadataError.
+    """What is known of a data set's videos: TRUTH's columns, data_set and path.
 
     source: a data folder, whose names are paths in it, or a CSV with the columns filename and
     label (1 for a fake, 0 for a real) and, if it has them, original_id, method, split, person.
+    Raises FileNotFoundError or MetadataError.
     """
     source = Path(source)
     if source.is_dir():
-        parts = find_parts(source)
-        table = pd.DataFrame([row for path in parts for row in read_part(source, path)])
-        told = {
-            str((path.parent / name).relative_to(source)): entry
-            for path in parts
-            for name, entry in read_json(path).items()
-        }
-        for column in ("method", "split"):
-            table[column] = [str(told[file].get(column) or "") for file in table.file]
-        table["person"] = [str((told[file].get("people") or [""])[0]) for file in table.file]
+        rows = [row for path in find_parts(source) for row in read_part(source, path)]
+        table, folder = pd.DataFrame(rows, columns=Row._fields), source
         if (source / "sample.json").exists():
             table["method"] = table.video_id.map(read_methods(source)).fillna("")
     else:
-        table = read_label_file(source).rename(columns={"filename": "file"})
-        for column in TRUTH[2:]:
-            table[column] = table.get(column, table.file if column == "original_id" else "")
+        table, folder = read_label_file(source), source.parent
+    if table.empty:
+        raise MetadataError(f"{source} lists no video")
     table = table[TRUTH].assign(data_set=source.resolve().stem)
-    return table.assign(path=[os.path.abspath(source / file) for file in table.file])
+    return table.assign(path=[os.path.abspath(folder / file) for file in table.file])
 
 
 def read_label_file(source: Path) -> pd.DataFrame:
-    """Read a CSV of labels: all is text but label, 0 or 1. Raises MetadataError."""
+    """Read a CSV of labels: TRUTH's columns. Raises FileNotFoundError or MetadataError."""
+    if not source.exists():
+        raise FileNotFoundError(f"no such file or folder: {source}")
     try:
-        table = pd.read_csv(source, dtype=str, keep_default_na=False)
+        table = pd.read_csv(source, dtype=str, keep_default_na=False, encoding="utf-8-sig")
     except ValueError as error:  # pandas does not say which file
         raise MetadataError(f"{source} is not a CSV file that can be read: {error}") from error
     if not {"filename", "label"} <= set(table):
         columns = "the columns filename and label, with 1 for a fake and 0 for a real"
         raise MetadataError(f"{source} must have {columns}")
-    wrong = table[~table.label.isin(["0", "1"])]
+    table["file"], label = table.filename, pd.to_numeric(table.label, errors="coerce")
+    wrong = table[~label.isin([0, 1])]
     if len(wrong):
-        told = f"{show(wrong.filename.iloc[0])} has the label {show(wrong.label.iloc[0])}"
+        told = f"{show(wrong.file.iloc[0])} has the label {show(wrong.label.iloc[0])}"
         raise MetadataError(f"{source}: {told}: it must be 1 for a fake, 0 for a real")
-    repeated = table.filename[table.filename.duplicated()]
+    repeated = table.file[table.file.duplicated()]
     if len(repeated):
         raise MetadataError(f"{source}: video {show(repeated.iloc[0])} is listed twice")
-    return table.astype({"label": int})
+    table = table.reindex(columns=TRUTH, fill_value="").assign(label=label.astype(int))
+    own = table.original_id == ""
+    return table.assign(original_id=table.original_id.mask(own, table.file))
 
 
 def read_results(path: Path) -> Results:
     """Read what `dfdc predict --out` wrote: a submission, or the folder that holds one.
 
-    A submission of another program, without status.csv beside it, has videos' scores only. Raises
-    FileNotFoundError or DamagedFile.
+    Another program's submission has videos' scores only. Raises FileNotFoundError or DamagedFile.
     """
     path = Path(path)
     if path.is_dir():
-        found = [file for file in sorted(path.glob("*.csv")) if file.name != STATUS]
+        found = sorted(path.glob(f"*{SETTINGS}"))
         if len(found) != 1:
-            raise FileNotFoundError(f"{path} holds {len(found)} submissions: name one")
-        path = found[0]
+            raise FileNotFoundError(f"{path} holds {len(found)} results of `dfdc predict --out`")
+        path = path / found[0].name.replace(SETTINGS, ".csv")
+    if not path.is_file():
+        raise FileNotFoundError(f"no such results: {path}")
     try:
         scores = pd.read_csv(path, dtype={"filename": str}, keep_default_na=False)
-        videos = scores[["filename", "label"]].rename(columns={"label": "p_fake"})
+        videos = scores[["filename", "label"]].set_axis(["name", "p_fake"], axis=1)
         videos = videos.assign(p_fake=videos.p_fake.astype(float))
         if not videos.p_fake.between(0, 1).all():
             raise ValueError("scores are not in [0, 1]")
     except (KeyError, ValueError) as error:
-        fix = "it must have the columns filename and label, which holds the scores"
+        fix = "it must have the columns filename and label, the probability of a fake"
         raise DamagedFile(f"{path} is no submission ({error}): {fix}") from error
-    if not (path.parent / STATUS).exists():
-        nothing = pd.DataFrame({"filename": [], "frame_idx": [], "p_fake": []})
-        return Results(str(path), videos.assign(mean=np.nan), nothing, [], {})
+    if not settings_of(path).exists():
+        frames = pd.DataFrame({"name": [], "frame_idx": [], "p_fake": []})
+        return Results(str(path), videos.assign(mean=np.nan), frames, {})
     status = pd.read_csv(path.parent / STATUS, dtype={"filename": str}, keep_default_na=False)
-    faces = pd.read_parquet(path.parent / PREDICTIONS).rename(columns={"video": "filename"})
-    frames = faces.groupby(["filename", "frame_idx"], as_index=False).p_fake.mean()
-    videos = status[["filename", "n_faces"]].merge(videos, "left", "filename")
-    videos.loc[videos.n_faces == 0, "p_fake"] = np.nan  # a fallback is no score
-    videos["mean"] = videos.filename.map(frames.groupby("filename").p_fake.mean())
-    about = path.parent / SETTINGS
-    settings = read_json(about) if about.exists() else {}
-    checkpoints = list(faces.checkpoint.unique()) if settings else []
-    return Results(str(path), videos, frames, checkpoints, settings)
+    places = dict(zip(status.filename, status.path, strict=True))
+    scores = videos.set_index("name").p_fake
+    faces = pd.read_parquet(path.parent / PREDICTIONS).assign(name=lambda t: t.video.map(places))
+    frames = faces.groupby(["name", "frame_idx"], as_index=False).p_fake.mean()
+    videos = pd.DataFrame({"name": status.path, "p_fake": status.filename.map(scores)})
+    videos.loc[status.n_faces == 0, "p_fake"] = np.nan  # a fallback is no score
+    videos["mean"] = videos.name.map(frames.groupby("name").p_fake.mean())
+    return Results(str(path), videos, frames, read_json(settings_of(path)))
 
 
 def match_truth(names: Sequence[str], truth: pd.DataFrame) -> np.ndarray:
@@ -122,24 +131,30 @@ def match_truth(names: Sequence[str], truth: pd.DataFrame) -> np.ndarray:
     ValueError where two videos share a row, or where a name fits several rows.
     """
     whole: dict[str, set[int]] = {}  # a label's name → rows
-    parts: dict[str, set[int]] = {}  # the end of a label's path → rows
+    ends_of: dict[str, set[int]] = {}  # the end of a label's path → rows
     for row, (file, path) in enumerate(zip(truth.file, truth.path, strict=True)):
-        for name in {path, str(Path(file))}:
+        for name in {path, os.path.normpath(file)}:
             whole.setdefault(name, set()).add(row)
-        for folder in Path(path).parents:
-            parts.setdefault(os.path.relpath(path, folder), set()).add(row)
+        for end in list_ends(path):
+            ends_of.setdefault(end, set()).add(row)
     rows = np.full(len(names), -1)
     for number, name in enumerate(names):
-        place = Path(os.path.abspath(name))
-        ends = [str(place), *(str(place.relative_to(p)) for p in reversed(place.parents))]
-        fits = [whole[end] for end in ends if end in whole] or [parts.get(str(Path(name)), set())]
-        if len(fits[0]) > 1:
-            some = ", ".join(truth.path.iloc[sorted(fits[0])[:2]])
+        place = os.path.abspath(name)
+        fits = next((whole[end] for end in [place, *list_ends(place)] if end in whole), set())
+        fits = fits or ends_of.get(os.path.normpath(name), set())
+        if len(fits) > 1:
+            some = ", ".join(truth.path.iloc[sorted(fits)[:2]])
             raise ValueError(f"{name} may be any of {some}, …: write more of its path")
-        rows[number] = min(fits[0], default=-1)
+        rows[number] = min(fits, default=-1)
     taken = pd.Series(rows)[rows >= 0]
     if (again := taken[taken.duplicated(keep=False)]).size:
         both = " and ".join(names[i] for i in again.index[again == again.iloc[0]][:2])
         file = truth.file.iloc[again.iloc[0]]
         raise ValueError(f"{both} have one label, {file}: write more of their paths")
     return rows
+
+
+def list_ends(path: str) -> list[str]:
+    """The ends of a path, the longest first: b/c.mp4 and c.mp4 of /a/b/c.mp4, after a/b/c.mp4."""
+    parts = Path(path).parts[1:]
+    return ["/".join(parts[i:]) for i in range(len(parts))]

@@ -45,14 +45,17 @@ def scale(videos: pd.DataFrame, scaling: dict) -> pd.DataFrame:
 
 
 def keep_scaling(results: Results, videos: pd.DataFrame, kind: Scaling, split: str) -> Path:
-    """Fit a scaling on a split; write it beside the first checkpoint. Raises ValueError."""
-    some = videos[(videos.split == split) & videos.p_fake.notna()]
-    slope, offset = fit_scaling(kind, some.label.to_numpy(), some.p_fake.to_numpy())
+    """Fit a scaling on these videos; write it beside the first checkpoint. Raises ValueError.
+
+    split: what is noted of the videos. An earlier scaling is replaced.
+    """
     if not results.checkpoints:
-        raise ValueError(f"{results.name} does not tell its checkpoints: score with --out first")
+        raise ValueError(f"{results.name} does not tell its checkpoints, beside which scaling lies")
+    some = videos.dropna(subset="p_fake")
+    slope, offset = fit_scaling(kind, some.label.to_numpy(), some.p_fake.to_numpy())
     about: dict = {"kind": kind, "slope": slope, "offset": offset, "split": split}
     about |= {"videos": len(some), "data_sets": sorted(set(some.data_set))}
-    write_json(path := scaling_file(results), about | _identify(results))
+    write_json(path := scaling_file(results), about | identify(results))
     return path
 
 
@@ -66,10 +69,9 @@ def find_scaling(results: Results) -> dict | None:
     if not results.checkpoints or not scaling_file(results).exists():
         return None
     kept = read_json(scaling_file(results))
-    return kept if _identify(results).items() <= kept.items() else None
+    return kept if identify(results).items() <= kept.items() else None
 
 
-def _identify(results: Results) -> dict:
+def identify(results: Results) -> dict:
     """What a scaling belongs to: the checkpoints' digests, and how their scores were joined."""
-    settings: dict = results.settings
-    return {"checkpoints": settings["checkpoints"], "config": settings["config"]}
+    return {name: results.settings.get(name) for name in ("checkpoints", "config")}

@@ -52,9 +52,10 @@ VIDEO_NAME = re.compile(
     re.IGNORECASE | re.DOTALL,
 )
 LONG = 60  # seconds, of which 32 frames show little
-# Beside a submission: every video, every face, and who scored them.
-STATUS, PREDICTIONS, SETTINGS = "status.csv", "predictions.parquet", "settings.json"
+STATUS, PREDICTIONS = "status.csv", "predictions.parquet"  # beside a submission
+SETTINGS = ".settings.json"  # of a submission, instead of its suffix
 STATUS_COLUMNS = ["filename", "status", "n_frames", "n_faces", "n_people", "reason", "warnings"]
+STATUS_COLUMNS += ["path"]
 
 
 def score_files(
@@ -134,6 +135,11 @@ def journal_of(out: Path) -> Path:
     return Path(out).absolute().with_name(f".{Path(out).name}.verdicts")
 
 
+def settings_of(out: Path) -> Path:
+    """Where the settings lie that the scores of a submission came from."""
+    return out.with_name(out.stem + SETTINGS)
+
+
 def _describe_call(models: dict[str, Scorer], config: PredictConfig) -> dict:
     """What verdicts depend on besides the video: settings, checkpoints, libraries."""
     libraries = {n: importlib.metadata.version(n) for n in ("dfdc-lib", "torch", "facenet-pytorch")}
@@ -195,9 +201,9 @@ def name_videos(paths: Sequence[Path]) -> dict[Path, str]:
 
 def check_results(out: Path) -> None:
     """Raise ValueError where results would replace files that are not results."""
-    if out.name in (STATUS, PREDICTIONS, SETTINGS):
+    if out.name in (STATUS, PREDICTIONS):
         raise ValueError(f"{out.name} is the name of another result: name the submission otherwise")
-    files = (out, out.parent / STATUS, out.parent / PREDICTIONS)
+    files = (out, out.parent / STATUS, out.parent / PREDICTIONS, settings_of(out))
     there = [path for path in files if path.exists()]
     if 0 < len(there) < len(files) and not journal_of(out).exists():  # else a stopped call's
         raise ValueError(f"{there[0]} is of something else: choose another folder for --out")
@@ -206,8 +212,8 @@ def check_results(out: Path) -> None:
 def write_results(verdicts: Sequence[Verdict], out: Path, fallback: float | None = None) -> None:
     """Write the submission `out`: filename, label. Videos without a score get `fallback`, if given.
 
-    Beside it go status.csv (all videos), predictions.parquet (one row a face and checkpoint) and,
-    where a journal was kept, settings.json (what the scores depend on besides the videos).
+    Beside it go status.csv (all videos), predictions.parquet (one row a face and checkpoint) and
+    <out>.settings.json (what the scores depend on besides the videos, where a journal knows it).
     """
     names = name_videos([verdict.video for verdict in verdicts])
     scores, rows, faces = [], [], []
@@ -215,7 +221,8 @@ def write_results(verdicts: Sequence[Verdict], out: Path, fallback: float | None
         name, n_people = names[v.video], v.faces.face_idx.nunique()
         scores.append((name, fallback if v.p_fake is None else v.p_fake))
         counts = v.n_frames, v.n_faces, n_people
-        rows.append((name, v.status, *counts, v.reason, "; ".join(v.warnings)))
+        path = printable(os.path.abspath(v.video))
+        rows.append((name, v.status, *counts, v.reason, "; ".join(v.warnings), path))
         if len(v.faces):
             faces.append(v.faces.assign(video=name))
     table = pd.concat(faces or [NO_FACES.assign(video=[])], ignore_index=True)
@@ -223,8 +230,9 @@ def write_results(verdicts: Sequence[Verdict], out: Path, fallback: float | None
     write_csv(out.parent / STATUS, pd.DataFrame(rows, columns=STATUS_COLUMNS))
     with appear_whole(out.parent / PREDICTIONS) as temporary:
         table.to_parquet(temporary, index=False)
-    if head := Journal(journal_of(out)).lines()[:1]:
-        write_json(out.parent / SETTINGS, json.loads(head[0]))
+    head = Journal(journal_of(out)).lines()[:1]
+    paths = [os.path.abspath(name) for name in table.checkpoint.unique()]
+    write_json(settings_of(out), json.loads(head[0]) | {"paths": paths} if head else {})
     journal_of(out).unlink(missing_ok=True)
 
 
