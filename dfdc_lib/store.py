@@ -131,11 +131,11 @@ def _refuse_repeats(pairs: list[tuple]) -> dict:
     return entries
 
 
-def _read_record(path: Path, names: set[str], fix: str) -> dict:
-    """A JSON object of our own, with these names at least."""
+def read_record(path: Path, names: set[str], fix: str) -> dict:
+    """Read a JSON object of our own, with these names at least. Raises as `read_json`."""
     stored = read_json(path)
     if not isinstance(stored, dict) or not names <= set(stored):
-        raise DamagedFile(f"{path} is not what `dfdc preprocess` writes: {fix}")
+        raise DamagedFile(f"{path} is not what `dfdc` writes: {fix}")
     return stored
 
 
@@ -183,7 +183,7 @@ class WorkFolder:
         if not self.recipe.exists():
             raise FileNotFoundError(f"{self.recipe} is missing: run `dfdc preprocess` first")
         fix = "make the folder again, with `dfdc preprocess --overwrite`"
-        return _read_record(self.recipe, {"data", "settings", "versions"}, fix)
+        return read_record(self.recipe, {"data", "settings", "versions"}, fix)
 
     def boxes(self, original_id: str) -> Path:
         return self.root / "boxes" / f"{original_id}.json"
@@ -191,7 +191,7 @@ class WorkFolder:
     def read_boxes(self, original_id: str) -> dict:
         """The faces of an original: its video_id, and frames (see `preprocess.detect_faces`)."""
         fix = "`dfdc doctor --work` says how to make it again"
-        return _read_record(self.boxes(original_id), {"frames"}, fix)
+        return read_record(self.boxes(original_id), {"frames"}, fix)
 
     def crops(self, video_id: str) -> Path:
         return self.root / "crops" / video_id

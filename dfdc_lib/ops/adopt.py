@@ -162,11 +162,14 @@ def link_part(folder: Path, source: Path, videos: pd.DataFrame, table: pd.DataFr
 def describe_adoption(table: pd.DataFrame) -> str:
     """What was adopted, what is missing, and which part is which, in words."""
     taken = table[table.part >= 0]
-    kinds = table.label.map({0: "real", 1: "fake"}).fillna("left out: no folder tells its label")
+    kinds = table.label.map({0: "real", 1: "fake"}).fillna("label not told")
     kinds = kinds.where(table.method == "", table.method)
     groups = table.assign(kind=kinds).groupby(["split", "kind"], sort=False).here
     counts = groups.agg(here="sum", missing=lambda here: (~here).sum()).reset_index()
     lines = [counts.to_string(index=False)]
+    if len(untold := table.file[table.label.isna()]):
+        lines.append(f"{len(untold)} are left out, as no folder, or two, tell their label: such as")
+        lines[-1] += f" {untold.iloc[0]}"
     named = taken[taken.original != ""]
     if lost := (~named.original.isin(taken.name)).sum():
         lines.append(

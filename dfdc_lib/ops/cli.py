@@ -269,6 +269,8 @@ class Evaluate:
 
         if not self.results or not self.labels:
             raise ValueError("name the results to measure, and the --labels to measure them by")
+        if self.out:
+            self.out.mkdir(parents=True, exist_ok=True)  # a file of this name ends it now
         how = (self.false_alarms, self.fit_on, self.scaling)
         found = evaluation.evaluate(self.results, self.labels, *how)
         print("\n".join(found.notes), file=sys.stderr, end="\n" * bool(found.notes))

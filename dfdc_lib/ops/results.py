@@ -11,7 +11,7 @@ import pandas as pd
 from dfdc_lib.metadata import MetadataError, Row, find_parts, read_part
 from dfdc_lib.ops.submission import PREDICTIONS, SETTINGS, STATUS, settings_of
 from dfdc_lib.rehearsal.sample import read_methods
-from dfdc_lib.store import DamagedFile, read_json, show
+from dfdc_lib.store import DamagedFile, read_record, show
 
 TRUTH = ["file", "label", "original_id", "method", "split", "person"]
 
@@ -121,7 +121,8 @@ def read_results(path: Path) -> Results:
     videos = pd.DataFrame({"name": status.path, "p_fake": status.filename.map(scores)})
     videos.loc[status.n_faces == 0, "p_fake"] = np.nan  # a fallback is no score
     videos["mean"] = videos.name.map(frames.groupby("name").p_fake.mean())
-    return Results(str(path), videos, frames, read_json(settings_of(path)))
+    settings = read_record(settings_of(path), set(), "score again")
+    return Results(str(path), videos, frames, settings)
 
 
 def match_truth(names: Sequence[str], truth: pd.DataFrame) -> np.ndarray:

@@ -11,7 +11,7 @@ import pandas as pd
 from sklearn.linear_model import LogisticRegression
 
 from dfdc_lib.ops.results import Results
-from dfdc_lib.store import read_json, write_json
+from dfdc_lib.store import read_record, write_json
 
 Scaling = Literal["", "temperature", "platt"]
 
@@ -68,7 +68,8 @@ def find_scaling(results: Results) -> dict | None:
     """The scaling that was fitted for these checkpoints and settings, if one was."""
     if not results.checkpoints or not scaling_file(results).exists():
         return None
-    kept = read_json(scaling_file(results))
+    names = {"kind", "slope", "offset", "split", "data_sets", "checkpoints", "config"}
+    kept = read_record(scaling_file(results), names, "delete it, and fit it again")
     return kept if identify(results).items() <= kept.items() else None
 
 
