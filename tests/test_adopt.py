@@ -99,7 +99,7 @@ def test_a_partial_download_is_counted(tmp_path):
     table = adopt("ffpp", source, tmp_path / "out")
     assert (table.here.sum(), (~table.here).sum()) == (5, 7)
     told = describe_adoption(table)
-    assert "2 of the fakes lack their original" in told
+    assert "2 fakes lack their original" in told
     assert "Deepfakes     2        2" in told
 
 

@@ -49,7 +49,7 @@ def split_pairs(pairs) -> tuple[np.ndarray, np.ndarray]:
 
 def by_name(labels, p_fake, weights=None, threshold=0.5) -> dict[str, float]:
     weights = np.ones(len(labels)) if weights is None else weights
-    return dict(zip(METRICS, measure(labels, p_fake, weights, threshold).tolist(), strict=True))
+    return dict(zip(METRICS, measure(labels, p_fake, threshold)(weights).tolist(), strict=True))
 
 
 @given(SCORES, st.integers(0, 2**20))
@@ -112,13 +112,13 @@ def test_intervals_are_those_of_a_bootstrap_that_draws_every_row():
     groups = np.repeat(np.arange(20), 3)
     labels = np.tile([0, 1, 1], 20)
     p_fake = np.clip(rng.normal(0.4 + 0.2 * labels, 0.25), 0.01, 0.99)
-    low, high = draw_intervals(lambda w: measure(labels, p_fake, w), groups, 200)
+    low, high = draw_intervals(measure(labels, p_fake), groups, 200)
     oracles = {"AUC": roc_auc_score, "AP": average_precision_score, "Brier": brier_score_loss}
     for name, metric in oracles.items():
         brute = bootstrap_interval(metric, labels, p_fake, groups, 200)
         place = METRICS.index(name)
         assert (low[place], high[place]) == pytest.approx(brute)
-    low, _ = draw_intervals(lambda w: measure(labels, p_fake, w), np.zeros(60), 10)
+    low, _ = draw_intervals(measure(labels, p_fake), np.zeros(60), 10)
     assert np.isnan(low).all()
 
 

@@ -139,18 +139,16 @@ def assign_parts(videos: pd.DataFrame) -> np.ndarray:
 def link_part(folder: Path, source: Path, videos: pd.DataFrame, table: pd.DataFrame) -> None:
     """Write a part: a link to each video, and metadata.json. table: all videos, by name."""
     folder.mkdir()
-    files = {
-        name: name + Path(file).suffix for name, file in zip(table.name, table.file, strict=True)
-    }
-    entries = {}
+    files = dict(
+        zip(table.name, table.name + table.file.map(lambda f: Path(f).suffix), strict=True)
+    )
+    files[""], entries = None, {}  # where no original is told
     for video in videos.itertuples():
         target = keep_inside(source, video.file)
         (folder / files[video.name]).symlink_to(target)
         entries[files[video.name]] = {
             "label": "FAKE" if video.label else "REAL",
-            "original": files.get(video.original, f"{video.original}.mp4")
-            if video.original
-            else None,
+            "original": files.get(video.original, f"{video.original}.mp4"),
             "method": video.method,
             "split": video.split,
             "person": video.people[0] if video.people else "",
@@ -172,9 +170,7 @@ def describe_adoption(table: pd.DataFrame) -> str:
         lines[-1] += f" {untold.iloc[0]}"
     named = taken[taken.original != ""]
     if lost := (~named.original.isin(taken.name)).sum():
-        lines.append(
-            f"{lost} of the fakes lack their original, which `dfdc preprocess` needs to cut them"
-        )
+        lines.append(f"{lost} fakes lack their original, which `dfdc preprocess` needs to cut them")
     if taken.label.nunique() == 1:
         lines.append("all that was found has one label: is this the layout?")
     if taken.part.nunique() == 1:

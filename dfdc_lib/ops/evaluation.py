@@ -21,20 +21,13 @@ BINS = 10  # of the reliability table
 Measure = Callable[[np.ndarray], np.ndarray]  # weights (n,) → values
 
 
-def measure(
-    labels: np.ndarray, p_fake: np.ndarray, weights: np.ndarray, threshold: float = 0.5
-) -> np.ndarray:
-    """METRICS of scores (n,), each counted `weights` (n,) times: (8,) float.
+def measure(labels: np.ndarray, p_fake: np.ndarray, threshold: float = 0.5) -> Measure:
+    """METRICS of scores (n,), as a function of how often each counts: weights (n,) → (8,) float.
 
     EER: where the ROC, its points joined by lines, has as many false alarms as misses. accuracy: at
     0.5. false alarms, found: the shares of reals and fakes that reach `threshold`. NaN where a
     class or the threshold is absent. Notebook 13 derives EER and AP by hand.
     """
-    return prepare_measure(labels, p_fake, threshold)(weights)
-
-
-def prepare_measure(labels: np.ndarray, p_fake: np.ndarray, threshold: float) -> Measure:
-    """`measure` as a function of the weights: what does not depend on them is done once."""
     order = np.argsort(-p_fake, kind="stable")
     y, p = labels[order].astype(bool), p_fake[order]
     last: np.ndarray = np.append(np.diff(p) != 0, True)  # equal scores are one step
@@ -183,8 +176,7 @@ def measure_rows(table: pd.DataFrame, threshold: float, n_videos: int) -> list[d
     counts |= {"originals": seen.original_id.nunique(), "people": len(set(seen.person) - {""})}
     values = low = high = np.full(len(METRICS), np.nan)
     if len(scored):
-        given = scored.label.to_numpy(), scored.score.to_numpy(float)
-        values_of = prepare_measure(*given, threshold)
+        values_of = measure(scored.label.to_numpy(), scored.score.to_numpy(float), threshold)
         values = values_of(np.ones(len(scored)))
         low, high = draw_intervals(values_of, scored.original_id)
     found = zip(METRICS, values.tolist(), low.tolist(), high.tolist(), strict=True)
