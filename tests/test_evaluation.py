@@ -30,13 +30,12 @@ from dfdc_lib.ops.evaluation import METRICS, draw_intervals, evaluate, measure
 from dfdc_lib.ops.evaluation_page import make_card, write_evaluation
 from dfdc_lib.ops.leaks import LEAK_COLUMNS, find_leaks, hash_video
 from dfdc_lib.ops.results import match_truth
-from dfdc_lib.ops.submission import score_files, write_results
-from dfdc_lib.predict import load_models
+from dfdc_lib.ops.submission import describe_call, journal_of, write_results
+from dfdc_lib.predict import NO_FACES, Verdict, load_models
 from dfdc_lib.rehearsal.film import write_video
-from dfdc_lib.store import DamagedFile, digest_file
+from dfdc_lib.store import DamagedFile, Journal, digest_file
 from dfdc_lib.video import probe, read_frames
 
-TWO_FRAMES = PredictConfig(frames=2)
 SCORES = st.lists(st.tuples(st.integers(0, 1), st.integers(0, 8)), min_size=4, max_size=40)
 SCORES = SCORES.filter(lambda pairs: len({label for label, _ in pairs}) == 2)
 
@@ -174,8 +173,8 @@ def test_labels_are_found_by_the_longest_end_that_fits(tmp_path, monkeypatch):
 def scored(small_sample, tmp_path_factory) -> Path:
     """Results of two networks, that learned "one" and "other", over a sample and a text file."""
     folder = tmp_path_factory.mktemp("scored")
-    (folder / "broken.mp4").write_bytes(b"no video")
     videos = [small_sample / file for file in read_metadata(small_sample).file]
+    rng = np.random.default_rng(0)
     for name in ("one", "other"):
         model, path, out = (
             DeepfakeClassifier("tiny"),
@@ -184,10 +183,18 @@ def scored(small_sample, tmp_path_factory) -> Path:
         )
         model.card = replace(model.card, trained_on=name)
         save_checkpoint(path, model)
-        scoring = score_files(
-            [*videos, folder / "broken.mp4"], load_models([path]), TWO_FRAMES, out
-        )
-        write_results(list(scoring), out, fallback=0.5)
+        verdicts = [Verdict(folder / "broken.mp4", "unreadable")]
+        for video in videos:
+            faces = pd.DataFrame(0, range(4), NO_FACES.columns)
+            faces = faces.assign(
+                frame_idx=[0, 0, 9, 9], face_idx=[0, 1, 0, 1], checkpoint=str(path)
+            )
+            faces["p_fake"] = rng.random(4)
+            verdicts.append(Verdict(video, "ok", faces.p_fake.mean(), 2, faces))
+        out.parent.mkdir()
+        call = describe_call(load_models([path], PredictConfig(backend="torch")), PredictConfig())
+        Journal(journal_of(out)).append([json.dumps(call)])
+        write_results(verdicts, out, fallback=0.5)
     return folder
 
 

@@ -105,8 +105,8 @@ def join_truth(results: Results, truth: pd.DataFrame) -> Scored:
     if (rows < 0).all():
         some = f"{results.videos.name.iloc[0]}, and {truth.path.iloc[0]} in the labels"
         raise ValueError(f"no video of {results.name} has a label, such as {some}")
-    given = results.videos[rows >= 0].reset_index(drop=True)
-    videos = pd.concat([given, truth.iloc[rows[rows >= 0]].reset_index(drop=True)], axis=1)
+    given = results.videos[rows >= 0].set_axis(rows[rows >= 0])
+    videos = given.join(truth).sort_index().reset_index(drop=True)  # in the order of the labels
     frames = results.frames.merge(videos.drop(columns=["p_fake", "mean"]), on="name")
     notes = [REHEARSAL_WARNING] if "sample" in results.trained_on else []
     if without := results.videos.name[rows < 0].tolist():

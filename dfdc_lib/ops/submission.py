@@ -81,7 +81,7 @@ def score_files(
         return
     journal = Journal(journal_of(out))
     with hold(journal.path):
-        kept = _read_journal(journal, _describe_call(models, config))
+        kept = _read_journal(journal, describe_call(models, config))
         # A file that has changed since is scored again.
         keys = {v: f"{file_size(v)} {printable(os.path.abspath(v))}" for v in videos}
         for video in videos:
@@ -140,7 +140,7 @@ def settings_of(out: Path) -> Path:
     return out.with_name(out.stem + SETTINGS)
 
 
-def _describe_call(models: dict[str, Scorer], config: PredictConfig) -> dict:
+def describe_call(models: dict[str, Scorer], config: PredictConfig) -> dict:
     """What verdicts depend on besides the video: settings, checkpoints, libraries."""
     libraries = {n: importlib.metadata.version(n) for n in ("dfdc-lib", "torch", "facenet-pytorch")}
     digests = [digest_file(Path(name)) for name in models]
