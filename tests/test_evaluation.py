@@ -280,6 +280,7 @@ def test_another_programs_submission_has_no_frames(tmp_path):
     for text, message in (
         ("video,score\na,1\n", "no submission"),
         ("filename,label\na,7\n", "0, 1"),
+        ("filename,label\n", "no scores"),
     ):
         (tmp_path / "theirs.csv").write_text(text)
         with pytest.raises(DamagedFile, match=message):

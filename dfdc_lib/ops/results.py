@@ -60,7 +60,8 @@ def read_truth(source: Path) -> pd.DataFrame:
         table, folder = read_label_file(source), source.parent
     if table.empty:
         raise MetadataError(f"{source} lists no video")
-    table = table[TRUTH].assign(data_set=source.resolve().stem)
+    place = source.resolve()
+    table = table[TRUTH].assign(data_set=place.name if source.is_dir() else place.stem)
     return table.assign(path=[os.path.abspath(folder / file) for file in table.file])
 
 
@@ -105,8 +106,8 @@ def read_results(path: Path) -> Results:
         scores = pd.read_csv(path, dtype={"filename": str}, keep_default_na=False)
         videos = scores[["filename", "label"]].set_axis(["name", "p_fake"], axis=1)
         videos = videos.assign(p_fake=videos.p_fake.astype(float))
-        if not videos.p_fake.between(0, 1).all():
-            raise ValueError("scores are not in [0, 1]")
+        if videos.empty or not videos.p_fake.between(0, 1).all():
+            raise ValueError("it has no scores, or some that are not in [0, 1]")
     except (KeyError, ValueError) as error:
         fix = "it must have the columns filename and label, the probability of a fake"
         raise DamagedFile(f"{path} is no submission ({error}): {fix}") from error
