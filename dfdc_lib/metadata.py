@@ -85,8 +85,7 @@ def read_part(data: Path, path: Path) -> list[Row]:
             if original_id == video_id:
                 raise MetadataError(f"{path}: {name} is listed as a fake of itself")
         file = str((path.parent / name).relative_to(data))
-        given = [entry.get(name) for name in Row._fields[5:]]
-        told = [value if isinstance(value, str) else "" for value in given]
+        told = [v if isinstance(v := entry.get(name), str) else "" for name in Row._fields[5:]]
         rows.append(Row(video_id, file, int(fake), original_id, part, *told))
     return rows
 

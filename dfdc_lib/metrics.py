@@ -1,6 +1,6 @@
 """Log loss, AUC, and how far to trust a number from a few videos."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 import numpy as np
 from sklearn.metrics import log_loss as _log_loss
@@ -30,6 +30,14 @@ def at_base_rate(p_fake: float, rate: float) -> float:
     return fakes / (fakes + reals)
 
 
+def draw_groups(groups: np.ndarray, n_draws: int, seed: int) -> Iterator[np.ndarray]:
+    """Draw whole groups with replacement: yield how often each row (n,) counts in a draw."""
+    names, codes = np.unique(groups, return_inverse=True)
+    rng, n = np.random.default_rng(seed), len(names)
+    for _ in range(n_draws):
+        yield np.bincount(rng.integers(n, size=n), minlength=n)[codes]
+
+
 def bootstrap_interval(
     metric: Callable[[np.ndarray, np.ndarray], float],
     labels: np.ndarray,
@@ -43,14 +51,11 @@ def bootstrap_interval(
     groups: each video's original, since a scene's videos are not independent. p_fake: (n,), or
     (n, k) if `metric` takes it. Draws of one class are skipped; one group or class gives two NaN.
     """
-    labels, p_fake, groups = np.asarray(labels), np.asarray(p_fake), np.asarray(groups)
-    members = [np.flatnonzero(groups == g) for g in np.unique(groups)]
-    rng = np.random.default_rng(seed)
-    values = []
-    for _ in range(n_draws):
-        rows = np.concatenate([members[i] for i in rng.integers(len(members), size=len(members))])
+    labels, p_fake, values = np.asarray(labels), np.asarray(p_fake), []
+    for counts in draw_groups(groups, n_draws, seed):
+        rows: np.ndarray = np.repeat(np.arange(len(counts)), counts)
         if len(np.unique(labels[rows])) == 2:
             values.append(metric(labels[rows], p_fake[rows]))
-    if not values or len(members) == 1:
+    if not values or len(set(groups)) == 1:
         return float("nan"), float("nan")
     return float(np.percentile(values, 2.5)), float(np.percentile(values, 97.5))

@@ -23,10 +23,6 @@ from dfdc_lib.jobs import Lost, count_cores
 from dfdc_lib.model import DeepfakeClassifier, ModelCard, load_checkpoint, score
 from dfdc_lib.video import VideoError, VideoInfo, in_groups, probe, read_frames, run_ahead
 
-REHEARSAL_WARNING = (
-    "this checkpoint has learned the sample only, a rehearsal with two portraits: "
-    "on any other video its score means nothing"
-)
 BATCH = {"cpu": 8, "cuda": 32}  # crops that a model gets at once
 FACE_COLUMNS = ["frame_idx", "seconds", "face_idx", "x0", "y0", "x1", "y1", "certainty"]
 FACE_KEY = ["frame_idx", "face_idx"]

@@ -52,7 +52,7 @@ def adopt(
 
     layout: of LAYOUTS. compression: of FaceForensics++ and DFD, where several are there. splits:
     take only these official ones. Returns a row a video, also of those that are listed but not
-    here: `Video`'s columns, here, and part (-1 where it is left out).
+    here: `Video`'s columns, path, here, and part (-1 where it is left out).
 
     Raises ValueError where nothing is found, where labels contradict each other, and where `out`
     holds anything but an earlier adoption, which is replaced.
@@ -69,18 +69,20 @@ def adopt(
     if wrong := set(splits) - set(known):
         told = ", ".join(known) or "none"
         raise ValueError(f"no split {', '.join(sorted(wrong))} in {source}; there are: {told}")
-    here = [os.path.exists(keep_inside(source, video.file)) for video in found]
-    table = pd.DataFrame(name_uniquely(found), columns=Video._fields).assign(here=here)
+    paths = [keep_inside(source, video.file) for video in found]
+    table = pd.DataFrame(name_uniquely(found), columns=Video._fields)
+    table = table.assign(path=paths, here=list(map(os.path.exists, paths)))
     table = table[table.split.isin(splits or SPLITS)].reset_index(drop=True)
     taken = table.here & table.label.notna()
     if not taken.any():
         raise ValueError(f"{source} holds no video of the layout {layout}; {len(table)} are listed")
     table["part"] = -1
     table.loc[taken, "part"] = assign_parts(table[taken])
+    files = {name: name + path.suffix for name, path in zip(table.name, table.path, strict=True)}
     with appear_whole(out) as folder:
         folder.mkdir()
         for part, videos in table[taken].groupby("part"):
-            link_part(folder / f"dfdc_train_part_{part}", source, videos, table)
+            link_part(folder / f"dfdc_train_part_{part}", videos, files)
         write_json(folder / SIGN, {"layout": layout, "source": str(source)})
     return table
 
@@ -136,23 +138,20 @@ def assign_parts(videos: pd.DataFrame) -> np.ndarray:
     return splits.map(lambda i: FOLDS.index(SPLITS[i])).rank(method="dense").to_numpy(int) - 1
 
 
-def link_part(folder: Path, source: Path, videos: pd.DataFrame, table: pd.DataFrame) -> None:
-    """Write a part: a link to each video, and metadata.json. table: all videos, by name."""
+def link_part(folder: Path, videos: pd.DataFrame, files: dict[str, str]) -> None:
+    """Write a part: a link to each video, and metadata.json. files: of all videos, by name."""
     folder.mkdir()
-    files = dict(
-        zip(table.name, table.name + table.file.map(lambda f: Path(f).suffix), strict=True)
-    )
-    files[""], entries = None, {}  # where no original is told
+    entries = {}
     for video in videos.itertuples():
-        target = keep_inside(source, video.file)
-        (folder / files[video.name]).symlink_to(target)
+        (folder / files[video.name]).symlink_to(video.path)
+        original = files.get(video.original, f"{video.original}.mp4")
         entries[files[video.name]] = {
             "label": "FAKE" if video.label else "REAL",
-            "original": files.get(video.original, f"{video.original}.mp4"),
+            "original": original if video.original else None,
             "method": video.method,
             "split": video.split,
             "person": video.people[0] if video.people else "",
-            "source": str(target),
+            "source": str(video.path),
         }
     write_json(folder / "metadata.json", entries)
 

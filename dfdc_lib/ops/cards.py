@@ -18,7 +18,7 @@ from dfdc_lib.metadata import is_own
 from dfdc_lib.metrics import auc, bootstrap_interval, log_loss
 from dfdc_lib.ops.pages import TEMPLATES
 from dfdc_lib.ops.pipeline import read_status
-from dfdc_lib.predict import REHEARSAL_WARNING
+from dfdc_lib.ops.submission import REHEARSAL_WARNING
 from dfdc_lib.store import WorkFolder, digest_file, read_json
 from dfdc_lib.train import score_videos
 
@@ -105,7 +105,7 @@ def data_card(work: WorkFolder, table: pd.DataFrame, folder: Path) -> str:
         is_sample=recipe["data"] == "sample",
         table=table,
         size=SIZES[np.digitize(len(table), [1e3, 1e4, 1e5, 1e6])],
-        n_alone=((table.label == 1) & is_own(table)).sum(),
+        n_named=((table.label == 1) & ~is_own(table)).sum(),
         n_here=sum((Path(folder) / file).exists() for file in table.file),
         crops=count_crops(rows),
         coverage=rows.video_id.nunique() / len(table),

@@ -190,7 +190,7 @@ class Predict:
 
     def __call__(self) -> int:
         from dfdc_lib.ops import submission
-        from dfdc_lib.predict import REHEARSAL_WARNING, load_models
+        from dfdc_lib.predict import load_models
 
         if not self.videos:
             raise ValueError("name the videos to score, or folders that hold them")
@@ -202,7 +202,7 @@ class Predict:
             submission.check_results(self.out)
         models = load_models(self.checkpoint or choose_released(), self.settings)
         if any(scorer.model.card.trained_on == "sample" for scorer in models.values()):
-            print(f"warning: {REHEARSAL_WARNING}", file=sys.stderr)
+            print(f"warning: {submission.REHEARSAL_WARNING}", file=sys.stderr)
         workers = min(len(videos) - 1, 1) if self.workers is None else self.workers
         where = (self.out, workers, self.scheduler, self.time_limit)
         pages, verdicts = name_pages(submission.name_videos(videos)), {}

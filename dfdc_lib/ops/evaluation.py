@@ -10,9 +10,10 @@ from typing import NamedTuple
 import numpy as np
 import pandas as pd
 
+from dfdc_lib.metrics import draw_groups
 from dfdc_lib.ops.results import Results, match_truth, read_results, read_truth
 from dfdc_lib.ops.scaling import Scaling, find_scaling, identify, keep_scaling, scale
-from dfdc_lib.predict import REHEARSAL_WARNING
+from dfdc_lib.ops.submission import REHEARSAL_WARNING
 
 METRICS = ("AUC", "EER", "AP", "accuracy", "Brier", "log loss", "false alarms", "found")
 GROUP = ["result", "network", "data_set", "method", "level"]
@@ -63,12 +64,9 @@ def draw_intervals(
 
     As `metrics.bootstrap_interval`, for many values at once. One group gives NaN.
     """
-    codes, names = pd.factorize(np.asarray(groups), sort=True)
-    n, rng, drawn = len(names), np.random.default_rng(seed), []
-    for _ in range(n_draws):
-        counts = np.bincount(rng.integers(n, size=n), minlength=n)
-        drawn.append(values_of(counts[codes].astype(float)))
-    values = np.array(drawn) * (1 if n > 1 else np.nan)
+    draws = draw_groups(np.asarray(groups), n_draws, seed)
+    values = np.array([values_of(counts.astype(float)) for counts in draws])
+    values *= 1 if len(set(groups)) > 1 else np.nan
     some = ~np.isnan(values).all(axis=0)
     bounds = np.full((2, values.shape[1]), np.nan)
     bounds[:, some] = np.nanpercentile(values[:, some], [2.5, 97.5], axis=0)
@@ -132,17 +130,17 @@ def choose_threshold(table: pd.DataFrame, rate: float) -> float:
     return float(np.nextafter(reals[allowed], 2))
 
 
-def tabulate(scored: Scored, scaling: dict | None, rate: float, fit_on: str) -> Iterator[dict]:
+def tabulate(levels: dict[str, pd.DataFrame], rate: float, fit_on: str) -> Iterator[dict]:
     """Measure each level, data set and method: a line a metric, with its interval and counts.
 
-    rate: of false alarms, by which each level's threshold is chosen: over all reals of the split
-    `fit_on`, which is then not measured, else over all reals that are.
+    levels: see `Scored.levels`. rate: of false alarms, by which each level's threshold is chosen:
+    over all reals of the split `fit_on`, which is then not measured, else over all that are.
     """
-    for level, table in scored.levels(scaling).items():
+    _, given = split_rows(levels["video"], fit_on)
+    sets = list(given.data_set.unique())
+    for level, table in levels.items():
         fitting, rest = split_rows(table, fit_on)
         threshold = choose_threshold(fitting if fit_on else rest, rate)
-        _, given = split_rows(scored.videos, fit_on)
-        sets = list(given.data_set.unique())
         for name in [*[ALL] * (len(sets) > 1), *sets]:
             for method in [ALL, *sorted(set(given.method[given.data_set == name]) - {""})]:
                 about = {"data_set": name, "method": method, "level": level}
@@ -184,6 +182,14 @@ def measure_rows(table: pd.DataFrame, threshold: float, n_videos: int) -> list[d
         {"metric": metric, "value": value, "low": a, "high": b, "threshold": threshold, **counts}
         for metric, value, a, b in found
     ]
+
+
+def tabulate_bins(levels: dict[str, pd.DataFrame], fit_on: str) -> Iterator[pd.DataFrame]:
+    """`tabulate_reliability` of each data set's scores of whole videos, as given and scaled."""
+    for level in ("video", "scaled"):
+        if level in levels:
+            for name, videos in split_rows(levels[level], fit_on)[1].groupby("data_set"):
+                yield tabulate_reliability(videos).assign(data_set=name, level=level)
 
 
 def tabulate_reliability(videos: pd.DataFrame) -> pd.DataFrame:
@@ -246,12 +252,9 @@ def evaluate(
             place = f"{kept['split']} of {', '.join(kept['data_sets'])}"
             notes.append(f"{each.results.name}: an earlier scaling is used, fitted on {place}")
         about = {"result": each.results.name, "network": each.results.network}
-        lines += [about | line for line in tabulate(each, kept, rate, fit_on)]
-        for level, table in each.levels(kept).items():
-            if level in ("video", "scaled"):
-                for name, videos in split_rows(table, fit_on)[1].groupby("data_set"):
-                    where = about | {"data_set": name, "level": level}
-                    bins.append(tabulate_reliability(videos).assign(**where))
+        levels = each.levels(kept)
+        lines += [about | line for line in tabulate(levels, rate, fit_on)]
+        bins += [table.assign(**about) for table in tabulate_bins(levels, fit_on)]
     if not lines:
         raise ValueError(f"there is nothing to measure but the split {fit_on}")
     return Evaluation(pd.DataFrame(lines), pd.concat(bins, ignore_index=True), truth, notes)

@@ -17,8 +17,9 @@ from dfdc_lib.config import PredictConfig
 from dfdc_lib.metrics import at_base_rate
 from dfdc_lib.model import DeepfakeClassifier
 from dfdc_lib.ops.records import make_record
+from dfdc_lib.ops.submission import REHEARSAL_WARNING
 from dfdc_lib.plots import plot_people, show_pictures, undo_normalise
-from dfdc_lib.predict import FACE_COLUMNS, REHEARSAL_WARNING, Cut, Scorer, Verdict, cut_crop
+from dfdc_lib.predict import FACE_COLUMNS, Cut, Scorer, Verdict, cut_crop
 from dfdc_lib.rehearsal.sample import credit
 from dfdc_lib.store import write_json, write_text
 from dfdc_lib.video import iterate_frames, time_code

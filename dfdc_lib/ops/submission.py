@@ -51,6 +51,10 @@ VIDEO_NAME = re.compile(
     r"|jpe?g|png|webp|avif|heic|heif)",
     re.IGNORECASE | re.DOTALL,
 )
+REHEARSAL_WARNING = (
+    "this checkpoint has learned the sample only, a rehearsal with two portraits: "
+    "on any other video its score means nothing"
+)
 LONG = 60  # seconds, of which 32 frames show little
 STATUS, PREDICTIONS = "status.csv", "predictions.parquet"  # beside a submission
 SETTINGS = ".settings.json"  # of a submission, instead of its suffix

@@ -8,11 +8,10 @@ from pathlib import Path
 
 import pandas as pd
 from docutils.statemachine import StringList
-from sklearn.metrics import roc_auc_score
 from sphinx.application import Sphinx
 from sphinx.util.docutils import SphinxDirective
 
-from dfdc_lib.metrics import log_loss
+from dfdc_lib.metrics import auc, log_loss
 
 Lines = list[str]
 
@@ -70,8 +69,8 @@ def other_data_sets(table: pd.DataFrame) -> Lines:
     names = list(table.tested_on.unique())
     rows = []
     for trained, own in table.groupby("trained_on"):
-        auc = own.groupby(["tested_on", "seed"]).apply(lambda t: roc_auc_score(t.label, t.p_fake))
-        mean = auc.groupby("tested_on").mean()
+        each = own.groupby(["tested_on", "seed"]).apply(lambda t: auc(t.label, t.p_fake))
+        mean = each.groupby("tested_on").mean()
         rows.append(f"| {trained} | " + " | ".join(f"{mean[name]:.2f}" for name in names) + " |")
     head = "| trained on, tested on | " + " | ".join(names) + " |"
     return [head, "|---" * (len(names) + 1) + "|", *rows]
