@@ -13,16 +13,16 @@ usage: ./run_all.sh [options]              run the notebooks in order and build 
 
 options
   --profile NAME   demo (default): two CPU cores and no data · full: DFDC and GPUs
-  --data DIR       a folder that holds dfdc_train_part_0, … (default: the sample, which is made in data/sample)
+  --data DIR       the folder that holds dfdc_train_part_0, … (default: the sample, which is made in data/sample)
   --work DIR       where crops, masks and runs go (default: work/<name> beside the data)
-  --only 02,03     run these notebooks only
-  -p NAME VALUE    set a notebook parameter; may be given several times
-  --sweep NAME A,B run each notebook that has this parameter once a value, each into a copy of its own
-  --fresh          run again what stands: notebooks and site; the sample and the environment are kept
+  --only 02,03     run only these notebooks
+  -p NAME VALUE    set a notebook parameter; can be repeated
+  --sweep NAME A,B run each notebook that has this parameter once per value, each into its own copy
+  --fresh          run finished notebooks again and rebuild the site; keep the sample and the environment
   --no-site        do not build the site
   --help           this text
 
-The first run makes .venv and installs the pinned packages. A later run goes on from what stands.
+The first run makes .venv and installs the pinned packages. Later runs continue from what is done.
 TEXT
 }
 
@@ -34,11 +34,11 @@ find_python() {
       return
     fi
   done
-  echo "run_all.sh: Python 3.11 or newer is needed, and none was found" >&2
+  echo "run_all.sh: Python 3.11 or newer is needed, but none was found" >&2
   exit 1
 }
 
-# Make .venv and install what requirements.lock pins, unless just that has been done before.
+# Make .venv and install what requirements.lock pins, unless that has been done already.
 ensure_environment() {
   local wanted python uv=uv
   wanted=$( (cat requirements.lock pyproject.toml && pwd) | cksum)

@@ -1,1 +1,1 @@
-"""Speed against named peers: each measure is a ratio from one run, its rivals taking turns."""
+"""Speed against named peers: each measure is a ratio from one run in which they take turns."""

@@ -1,8 +1,8 @@
-"""Measure against named peers, write the tables and draw the plot that the site shows.
+"""Compare with named peers; write the tables and draw the figure that the site shows.
 
-    python -m benchmarks all                   all but those below (20 minutes, two cores)
+    python -m benchmarks all                   all but those below (20 minutes on two cores)
     python -m benchmarks detect preprocess …   some: detect, preprocess, predict, growth, …
-    python -m benchmarks scale                 the bookkeeping of all 119,154 videos, simulated
+    python -m benchmarks scale                 the bookkeeping for all 119,154 videos, simulated
                                                (15 minutes, 3 GB of disk, 7 million names in it)
     python -m benchmarks.train_step            a training step against a plain loop (6 minutes)
     python -m benchmarks.encoders              what training each encoder costs (10 minutes)
@@ -23,7 +23,7 @@ from benchmarks import crops, detect, predict, preprocess, scale
 from benchmarks.measure import stamp
 
 HERE = Path(__file__).parent
-# Aimed at on two cores without a GPU: how many times as fast as the peer, or the share of its time.
+# Targets on two cores without a GPU: how many times as fast as the peer.
 # (benchmark, part of our name, part of the peer's)
 TARGETS = {
     ("detect", "openvino", "facenet"): 3,
@@ -37,7 +37,7 @@ TARGETS = {
 
 
 def find_target(line: dict) -> float | None:
-    """The target of a line of the table, where there is one."""
+    """The target for a line of the table, if there is one."""
     fits = [
         target
         for (benchmark, ours, peer), target in TARGETS.items()
@@ -68,7 +68,7 @@ def write_table(name: str, measure: Callable[[], pd.DataFrame]) -> None:
 
 
 def write_site_tables(folder: Path) -> None:
-    """The ratios as a reader wants them: against peers, and against what can't be beaten."""
+    """The ratios as a reader wants them: against peers, and against lower bounds."""
     ratios = pd.read_csv(HERE / "ratios.csv")
     bound = ratios.peer.str.contains("alone")
     _write_site_table(ratios[~bound], folder / "benchmarks.csv")
@@ -94,7 +94,7 @@ def _write_site_table(ratios: pd.DataFrame, path: Path) -> None:
 
 
 def draw(path: Path) -> None:
-    """How many times faster than each peer, and how the time grows."""
+    """Draw how many times as fast as each peer we are, and how the time grows."""
     fig, (left, right) = plt.subplots(
         2, 1, figsize=(7.1, 8), height_ratios=(3, 2), layout="constrained"
     )
@@ -104,7 +104,7 @@ def draw(path: Path) -> None:
 
 
 def draw_ratios(axis: Axes) -> None:
-    """ratios.csv: each ratio with its range and its target."""
+    """Draw ratios.csv: each ratio with its range and its target."""
     ratios = pd.read_csv(HERE / "ratios.csv")
     ratios = ratios[~ratios.peer.str.contains("alone")].iloc[::-1]
     place = range(len(ratios))
@@ -122,7 +122,7 @@ def draw_ratios(axis: Axes) -> None:
 
 
 def draw_growth(axis: Axes) -> None:
-    """growth.csv: seconds against how many times as many videos, or frames."""
+    """Draw growth.csv: seconds against multiples of the number of videos, or of frames."""
     growth = pd.read_csv(HERE / "growth.csv")
     styles = ({"marker": "o", "color": "black"}, {"marker": "s", "color": "#777777", "ls": "--"})
     for (kind, table), style in zip(growth.groupby("grows"), styles, strict=True):
@@ -139,7 +139,7 @@ def draw_growth(axis: Axes) -> None:
 
 
 def main(names: list[str]) -> int:
-    """Run what is named."""
+    """Run the benchmarks that are named."""
     if names == ["scale"]:
         return scale.run()
     everything = ["detect", "preprocess", "predict", "growth", "memory", "crops"]

@@ -1,4 +1,4 @@
-"""What the benchmarks look at: a 1080p clip of 10 seconds, filmed once as the sample is."""
+"""What the benchmarks work on: a 1080p clip of 10 seconds, filmed once as the sample is."""
 
 from pathlib import Path
 
@@ -14,8 +14,7 @@ FOLDER = Path(__file__).parent.parent / "data" / "benchmark"
 
 
 def make_clip(n_frames: int = 300, width: int = 1920, height: int = 1080) -> Path:
-    """A synthetic clip of one person, of DFDC's size and rate; the first call takes half a
-    minute."""
+    """Film one person at DFDC's size and rate, or keep the clip; it takes half a minute."""
     path = FOLDER / f"{width}x{height}_{n_frames}_{VERSION}.mp4"
     if not path.exists():
         shot = Shot(1, ("hopper",), width, height, n_frames, crf=23)
@@ -25,7 +24,7 @@ def make_clip(n_frames: int = 300, width: int = 1920, height: int = 1080) -> Pat
 
 
 def make_data(folder: Path, clip: Path, n_videos: int = 1) -> Path:
-    """A data set of `n_videos` originals, each a link to the clip."""
+    """Make a data set of `n_videos` originals, each a link to the clip."""
     part = folder / f"data_{n_videos}" / "dfdc_train_part_0"
     part.mkdir(parents=True)
     names = [f"video{number:04d}.mp4" for number in range(n_videos)]
@@ -37,6 +36,6 @@ def make_data(folder: Path, clip: Path, n_videos: int = 1) -> Path:
 
 
 def detector_frames(clip: Path, every: int = 10) -> list[np.ndarray]:
-    """Every n-th frame at the size at which faces are looked for."""
+    """Every n-th frame at the size that the detector gets."""
     frames = iterate_frames(clip, range(0, 10_000, every))
     return [resize_for_detection(frame) for _, frame in frames]

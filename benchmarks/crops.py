@@ -1,4 +1,4 @@
-"""The loader: how fast a core decodes and augments crops, beside what a training step takes."""
+"""The loader: how fast a core decodes and augments crops, beside the pace of training."""
 
 import tempfile
 from pathlib import Path
@@ -14,11 +14,11 @@ from dfdc_lib.blending import FACE, self_blend
 from dfdc_lib.store import read_png, write_png
 
 HERE = Path(__file__).parent
-CROP_SIZE = 400  # pixels: about what a face of a 1080p DFDC video gives
+CROP_SIZE = 400  # pixels: roughly a face in a 1080p DFDC video
 
 
 def time_loader(repetitions: int, folder: Path) -> dict[str, float]:
-    """Milliseconds for one picture on one core: to decode, to blend with itself, to augment it."""
+    """Milliseconds per picture on one core: to decode it, blend it with itself and augment it."""
     portrait, path = skimage.data.astronaut()[:CROP_SIZE, :CROP_SIZE], folder / "crop.png"
     # A camera's noise is what makes PNGs slow.
     noisy = portrait + np.random.default_rng(0).normal(0, 2, portrait.shape)
@@ -28,9 +28,8 @@ def time_loader(repetitions: int, folder: Path) -> dict[str, float]:
     for size in (300, 380):
         transform = train_transforms(size, seed=0)
         rivals[f"augment_{size}"] = lambda use=transform: [use(image=crop) for _ in many]
-    landmarks = CROP_SIZE * (
-        0.5 + 0.3 * (FACE - FACE.mean(axis=0))
-    )  # of a face that fills the crop
+    # Of a face that fills the crop.
+    landmarks = CROP_SIZE * (0.5 + 0.3 * (FACE - FACE.mean(axis=0)))
     rng = np.random.default_rng(0)
     rivals["self_blend"] = lambda: [self_blend(crop, landmarks, rng) for _ in many]
     threads = torch.get_num_threads()
@@ -41,7 +40,7 @@ def time_loader(repetitions: int, folder: Path) -> dict[str, float]:
 
 
 def run(repetitions: int = 3) -> None:
-    """Write loader.csv: pictures a second and core, beside those of train_step.csv."""
+    """Write loader.csv: pictures per second and core, beside those of train_step.csv."""
     with tempfile.TemporaryDirectory() as folder:
         loader = time_loader(repetitions, Path(folder))
     table = pd.read_csv(HERE / "train_step.csv")
@@ -49,6 +48,6 @@ def run(repetitions: int = 3) -> None:
     spent = [loader["decode_ms"] + loader[f"augment_{size}_ms"] for size in table["size"]]
     columns["loader_pictures_per_s_and_core"] = 1000 / np.array(spent)
     columns = columns.join(table[["machine", "date"]]).assign(**loader)
-    for name in ("machine", "date"):  # the steps may be of another day
+    for name in ("machine", "date"):  # the steps may be from another day
         columns[f"loader_{name}"] = stamp()[name]
     columns.to_csv(HERE / "loader.csv", index=False, float_format="%.4g")

@@ -1,4 +1,4 @@
-"""Face detection: against facenet-pytorch's own `detect`, and its three networks alone."""
+"""Face detection: against facenet-pytorch's own `detect`, and against the networks alone."""
 
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -50,7 +50,7 @@ def detect_one_by_one(peer: MTCNN, frames: list[np.ndarray]) -> None:
 
 
 def check_same_faces(frames: list[np.ndarray], peer: MTCNN, ours: dict[str, FaceDetector]) -> None:
-    """A speed counts for the same boxes only."""
+    """A speed counts only if the boxes are the same."""
     for frame in frames:
         boxes, _ = peer.detect(frame)
         for detector in ours.values():
@@ -60,7 +60,7 @@ def check_same_faces(frames: list[np.ndarray], peer: MTCNN, ours: dict[str, Face
 
 
 def networks_alone(detector: FaceDetector, frames: list[np.ndarray]) -> Callable[[], object]:
-    """The floor: what the networks were given for these frames, given to them alone."""
+    """The floor: only the networks, on what they were given for these frames."""
     cascade, chunks = detector._cascade, []
     networks = [cascade._idle.get() for _ in range(cascade.threads)]
 

@@ -3,8 +3,8 @@
     python -m benchmarks.encoders [--encoders lite0,b5] [--seconds 600]
 
 The loop of `train.Trainer.fit` in fp32 and channels last, with the encoder's own picture size and
-batch. A batch goes through in as few parts as fit into --memory. Each encoder has a process of its
-own: the peak of its memory, libraries included, is nobody else's. Replaces the lines of these
+batch. A batch goes through in as few parts as fit into --memory. Each encoder gets a process of its
+own, so that the peak of memory, libraries included, is its own. Replaces the lines of these
 encoders in benchmarks/encoders.csv (all of them: about 10 minutes on two CPU cores).
 """
 
@@ -31,13 +31,13 @@ from dfdc_lib.ops.cost import cost_of
 
 HERE = Path(__file__).parent
 MOST_STEPS = 5
-ALIKE = 1.05  # steps that differ by less than this factor tell all that more of them would
+ALIKE = 1.05  # steps that differ by less than this factor need no repeating
 
 
 def measure_encoder(encoder: str, batch: int, gigabytes: float, seconds: float) -> dict:
-    """Measure for about `seconds`, at least one step: a line of the table.
+    """Measure for about `seconds`, at least one step; return a line of the table.
 
-    gigabytes: what the activations of one part may take. Call it in a process of its own.
+    gigabytes: for the activations of one part. Call it in a process of its own.
     """
     until, cost = time.perf_counter() + seconds, cost_of(encoder)
     pictures = max(int(gigabytes * 1e9 / cost.kept_bytes), 1)  # of one part
@@ -61,7 +61,7 @@ def warm_up(loop: OurLoop) -> None:
 
 
 def repeat_until(run: Callable[[], object], until: float) -> list[float]:
-    """Seconds of each call: of one, and of more while they end before `until` and are not alike."""
+    """Seconds per call: one call, and more of them until they agree or `until` is reached."""
     taken = [time_call(run)]
     while len(taken) < MOST_STEPS and time.perf_counter() + taken[-1] < until:
         taken.append(time_call(run))
@@ -72,7 +72,7 @@ def repeat_until(run: Callable[[], object], until: float) -> list[float]:
 
 
 def peak_memory() -> float:
-    """GB that this process has held at most; with a GPU, of the GPU's memory."""
+    """The most GB that this process has held; with a GPU, of the GPU's memory."""
     if torch.cuda.is_available():
         return torch.cuda.max_memory_allocated() / 1e9
     unit = 1 if sys.platform == "darwin" else 1024  # bytes
@@ -80,7 +80,7 @@ def peak_memory() -> float:
 
 
 def measure_alone(encoder: str, *arguments: float) -> dict:
-    """`measure_encoder` in a process of its own. Raises MemoryError where that dies."""
+    """`measure_encoder` in a process of its own. Raises MemoryError if it dies."""
     with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as pool:
         try:
             return pool.submit(measure_encoder, encoder, *arguments).result()
@@ -107,13 +107,13 @@ def main() -> None:
     )
     parser.add_argument("--encoders", default=everything)
     parser.add_argument("--batch", type=int, help="default: the encoder's own")
-    parser.add_argument("--seconds", type=float, default=600, help="for all of them, about")
+    parser.add_argument("--seconds", type=float, default=600, help="roughly, for all of them")
     parser.add_argument("--memory", type=float, default=8, help="GB for the activations of a part")
     parser.add_argument("--out", type=Path, default=HERE / "encoders.csv")
     args = parser.parse_args()
     names, until = args.encoders.split(","), time.perf_counter() + args.seconds
     if unknown := set(names) - set(ENCODERS):
-        parser.error(f"--encoders: {', '.join(unknown)} not among {', '.join(ENCODERS)}")
+        parser.error(f"--encoders: {', '.join(unknown)} must be among {', '.join(ENCODERS)}")
     for place, name in enumerate(names):
         share = (until - time.perf_counter()) / (len(names) - place)
         batch = args.batch or ENCODERS[name].batch

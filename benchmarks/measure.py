@@ -1,4 +1,4 @@
-"""What every benchmark shares: rivals that take turns, and a table that names the machine."""
+"""What all benchmarks share: rivals that take turns, and tables that name the machine."""
 
 import datetime
 import importlib.metadata
@@ -14,7 +14,7 @@ import torch
 
 
 def wait() -> None:
-    """Let the GPU finish, where there is one."""
+    """Let the GPU finish, if there is one."""
     if torch.cuda.is_available():
         torch.cuda.synchronize()
 
@@ -31,8 +31,8 @@ def time_call(run: Callable[[], object]) -> float:
 def alternate(rivals: dict[str, Callable[[], object]], repetitions: int) -> pd.DataFrame:
     """Seconds of each rival: columns are the rivals, rows the repetitions.
 
-    The rivals take turns, so that what slows the machine down for a while slows all of them. One
-    round before is not counted.
+    The rivals take turns, so that what slows the machine down for a while slows all of them. A
+    first round is not counted.
     """
     seconds = []
     for _ in range(repetitions + 1):
@@ -41,7 +41,7 @@ def alternate(rivals: dict[str, Callable[[], object]], repetitions: int) -> pd.D
 
 
 def compare(seconds: pd.DataFrame, ours: str, peer: str) -> dict[str, float]:
-    """Medians, and how many times faster `ours` is: the rounds' median ratio, with their range."""
+    """Medians, and how many times as fast `ours` is: the rounds' median ratio, with the range."""
     ratios = seconds[peer] / seconds[ours]
     return {
         "ours_s": seconds[ours].median(),

@@ -1,5 +1,4 @@
-"""A verdict on a video, by a B7 at 380 pixels on 32 frames: against the eager procedure, by
-stage."""
+"""A verdict on a video by a B7, 32 frames at 380 pixels: against eager code, and by stage."""
 
 import tempfile
 import time
@@ -34,7 +33,7 @@ WAYS = [("openvino", "bf16"), ("openvino", "fp32"), ("torch", "bf16"), ("torch",
 
 
 def make_checkpoint(encoder: str, folder: str) -> Path:
-    """A checkpoint whose weights are random: time does not depend on them."""
+    """Save a checkpoint with random weights: the time does not depend on them."""
     path = Path(folder) / "model.pt"
     torch.manual_seed(0)
     save_checkpoint(path, DeepfakeClassifier(encoder))
@@ -42,14 +41,14 @@ def make_checkpoint(encoder: str, folder: str) -> Path:
 
 
 def load_ways(path: Path) -> dict[tuple[str, str], dict[str, Scorer]]:
-    """One checkpoint, loaded for every back end and precision that this machine has."""
+    """Load one checkpoint for every back end and precision that this machine has."""
     ways = WAYS[2:] if torch.cuda.is_available() else WAYS
     configs = {way: PredictConfig(backend=way[0], precision=way[1]) for way in ways}
     return {way: load_models([path], config) for way, config in configs.items()}
 
 
 def run(repetitions: int = 3, encoder: str = "b7") -> list[dict]:
-    """Seconds for a 1080p video, models loaded and compiled before."""
+    """Seconds for a 1080p video, with models already loaded and compiled."""
     clip, lines = make_clip(), []
     device = "cuda" if torch.cuda.is_available() else "cpu"
     with tempfile.TemporaryDirectory() as folder:
@@ -68,7 +67,7 @@ def run(repetitions: int = 3, encoder: str = "b7") -> list[dict]:
 
 @torch.inference_mode()
 def score_eagerly(clip: Path, model: DeepfakeClassifier, peer: MTCNN, batch: int = 4) -> float:
-    """One thing after the other: decode, detect frame by frame, score in fp32 and NCHW."""
+    """One step after the other: decode, detect frame by frame, score in fp32 and NCHW."""
     size, crops = model.card.size, []
     transform = valid_transforms(size)
     frames = [frame for _, frame in iterate_frames(clip, spread_indices(probe(clip).n_frames, 32))]
@@ -84,7 +83,7 @@ def score_eagerly(clip: Path, model: DeepfakeClassifier, peer: MTCNN, batch: int
 
 
 def measure_stages(encoder: str = "b7") -> pd.DataFrame:
-    """Seconds of each stage by itself, nothing overlapped, by the back ends that "auto" takes."""
+    """Seconds of each stage by itself, nothing overlapped, with the back ends of "auto"."""
     clip, clock = make_clip(), []
 
     def tick() -> None:

@@ -1,5 +1,4 @@
-"""Preprocessing an original: one pass against upstream's two scripts, and against decoding
-alone."""
+"""Preprocess an original: one pass against upstream's two scripts, and against decoding alone."""
 
 import json
 import subprocess
@@ -50,7 +49,7 @@ def run(repetitions: int = 3) -> list[dict]:
 def time_workers(
     root: Path, clip: Path, repetitions: int, n_few: int = 4, n_many: int = 16
 ) -> list[float]:
-    """Seconds a video by two workers, once they run: what more videos take, by their number."""
+    """Seconds per video with two workers once they run: what each further video takes."""
     data = {count: make_data(root, clip, count) for count in (n_few, n_many)}
 
     def run_over(count: int) -> None:
@@ -66,7 +65,7 @@ def fresh(root: Path) -> WorkFolder:
 
 
 def decode(clip: Path) -> None:
-    """What all must do: decode every frame in one thread, make every tenth a picture."""
+    """What everyone must do: decode every frame in one thread, make every tenth a picture."""
     capture, number = cv2.VideoCapture(str(clip), cv2.CAP_FFMPEG, [cv2.CAP_PROP_N_THREADS, 1]), 0
     while capture.grab():
         if number % 10 == 0:
@@ -75,7 +74,7 @@ def decode(clip: Path) -> None:
 
 
 def follow_upstream(clip: Path, out: Path, peer: MTCNN, batch: int = 32) -> None:
-    """Upstream's two scripts: hold all frames, halve and search them; decode again and crop."""
+    """Upstream's two scripts: hold all frames, halve them, detect; decode again and crop."""
     capture, frames = cv2.VideoCapture(str(clip)), []
     while (read := capture.read())[0]:
         frames.append(cv2.cvtColor(read[1], cv2.COLOR_BGR2RGB))
@@ -97,7 +96,7 @@ def follow_upstream(clip: Path, out: Path, peer: MTCNN, batch: int = 32) -> None
 
 
 def measure_growth(repetitions: int = 3) -> pd.DataFrame:
-    """Seconds for 1, 2, 4 and 8 times as many videos, and as many frames: one line a size."""
+    """Seconds for 1, 2, 4 and 8 times as many videos, and frames: one line per size."""
     with tempfile.TemporaryDirectory() as folder:
         root, data = Path(folder), {}
         for times in (1, 2, 4, 8):
@@ -115,7 +114,7 @@ def measure_growth(repetitions: int = 3) -> pd.DataFrame:
 
 
 def measure_memory(n_videos: int = 100) -> pd.DataFrame:
-    """Memory of a process after each of many 1080p videos: one line a video."""
+    """Memory of a process after each of many 1080p videos: one line per video."""
     with tempfile.TemporaryDirectory() as folder:
         data = make_data(Path(folder), make_clip(40), n_videos)
         command = [sys.executable, "-W", "ignore", "-m", "benchmarks.preprocess"]
@@ -125,9 +124,9 @@ def measure_memory(n_videos: int = 100) -> pd.DataFrame:
 
 
 def report_memory(data: Path, work: Path) -> None:
-    """Preprocess by one core; after each video print the memory in MB, resident and its own.
+    """Preprocess on one core; after each video print the memory in MB, resident and its own.
 
-    The difference is mostly the code of libraries, which every worker of a machine shares.
+    The difference is mostly the code of libraries, which all workers of a machine share.
     """
 
     def tell(done: int, total: int) -> None:

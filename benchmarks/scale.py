@@ -1,9 +1,9 @@
-"""The bookkeeping of a full challenge, simulated: seconds and memory at an eighth of it up to all.
+"""The bookkeeping for the full challenge, simulated: seconds and memory, from an eighth to all.
 
 119,154 videos in 50 parts, with a recipe, a journal, boxes and folders as preprocessing leaves
 them. The videos are empty files, and the 6.6 million crops and masks are names (hard links) of a
-few small pictures: every folder, name and record that a step looks at is there, but their bytes are
-not, and all was written just before, so no step waits for the disk.
+few small pictures: every folder, name and record that a step reads is there, but the bytes are not,
+and everything was written just before, so no step waits for the disk.
 """
 
 import json
@@ -34,9 +34,9 @@ HERE = Path(__file__).parent
 PACKAGES = ("pandas", "numpy", "pyarrow")
 N_ORIGINALS, N_FAKES, N_PARTS, N_FRAMES = 19_154, 100_000, 50, 30
 SHARES = (1 / 8, 1 / 4, 1 / 2, 1)
-# Aimed at, of each step at full size.
+# Targets for each step at full size.
 LIMITS = {"resume": 10, "doctor": 30, "hand out": 0.003 * (N_ORIGINALS + N_FAKES)}  # seconds
-LIMIT_SECONDS, LIMIT_GB = 60, 2  # of the other steps, and of all
+LIMIT_SECONDS, LIMIT_GB = 60, 2  # for the other steps, and for all
 CONFIG = PreprocessConfig()
 STAGES = ("detect", "crop", "masks")
 FACE_FILES = [f"{CONFIG.every * number}_0.png" for number in range(N_FRAMES)]
@@ -44,7 +44,7 @@ MAX_LINKS = 60_000  # of one file; ext4 takes 65,000
 
 
 def peak_memory() -> int:
-    """Bytes that this process has held at most. (Linux's getrusage counts its parent's too.)"""
+    """The most bytes that this process has held. (Linux's getrusage counts its parent's too.)"""
     status = Path("/proc/self/status")
     if status.exists():
         lines = (line.split() for line in status.read_text().splitlines())
@@ -55,7 +55,7 @@ def peak_memory() -> int:
 
 
 def name_video(number: int) -> str:
-    """Ten letters, as DFDC has them, without order."""
+    """Ten letters, as in DFDC, in no order."""
     mixed, letters = number * 6_364_136_223_846_793_005 % 26**10, []
     for _ in range(10):
         mixed, letter = divmod(mixed, 26)
@@ -64,8 +64,7 @@ def name_video(number: int) -> str:
 
 
 def families(first: int, last: int) -> Iterator[tuple[int, str, list[str]]]:
-    """(part, original_id, fake_ids) of the originals first … last - 1; each has five or six
-    fakes."""
+    """(part, original_id, fake_ids) of the originals first … last - 1; five or six fakes each."""
     for number in range(first, last):
         begin, end = (n * N_FAKES // N_ORIGINALS for n in (number, number + 1))
         fakes = [name_video(N_ORIGINALS + fake) for fake in range(begin, end)]
@@ -73,7 +72,7 @@ def families(first: int, last: int) -> Iterator[tuple[int, str, list[str]]]:
 
 
 class Linker:
-    """Gives a file new names, and copies it whenever a file has as many as a file system takes."""
+    """Gives a file new names; copies it whenever it has as many as a file system allows."""
 
     def __init__(self, source: Path):
         self.source, self.used, self.count = source, source, 1
@@ -87,7 +86,7 @@ class Linker:
 
 
 class World:
-    """A made-up data set and its work folder, which grow."""
+    """A made-up data set and its work folder, both of which grow."""
 
     def __init__(self, root: Path):
         self.root, self.data, self.work = root, root / "data", WorkFolder(root / "work")
@@ -120,7 +119,7 @@ class World:
         return self.data / f"dfdc_train_part_{part}"
 
     def _add_video(self, part: int, video_id: str, original_id: str) -> list[Line]:
-        """Make a video and what preprocessing makes of it; return its lines of the journal."""
+        """Make a video and what preprocessing makes from it; return its lines of the journal."""
         fake = video_id != original_id
         self.video.link(f"{self._part(part)}/{video_id}.mp4")
         told = {"label": "FAKE", "original": f"{original_id}.mp4"} if fake else {"label": "REAL"}
@@ -144,8 +143,7 @@ def write_boxes(path: Path, original_id: str) -> None:
     path.write_text(json.dumps(about | {"frames": frames}, indent=1) + "\n")
 
 
-# Each step takes a world, gets ready what another step has made before, and returns what is
-# measured.
+# Each step takes a world, prepares what earlier steps would have made, and returns what to measure.
 Step = Callable[[Path, WorkFolder], Callable[[], object]]
 
 
@@ -159,12 +157,12 @@ def prepare_resume(data: Path, work: WorkFolder) -> Callable[[], object]:
 
 
 def hand_over(path, work, config, video_id, original_id, stages) -> list[Outcome]:
-    """What a worker does of which the videos take no time."""
+    """What a worker does if videos take no time."""
     return [Outcome(stage, "ok", N_FRAMES) for stage in stages]
 
 
 def prepare_hand_out(data: Path, work: WorkFolder) -> Callable[[], object]:
-    """Into an empty folder, to one worker, whose start is part of it."""
+    """Hand out into an empty folder, to one worker, whose start counts."""
     empty = WorkFolder(work.root.with_name("empty"))
     remove(empty.root)
     pipeline.process_video = hand_over
@@ -224,7 +222,7 @@ STEPS: dict[str, Step] = {
 def run_step(name: str, root: Path) -> dict[str, float]:
     """Run a step in this process.
 
-    peak_gb: all that was ever resident, with the libraries and what was made ready.
+    peak_gb: all that was ever resident, including the libraries and what was prepared.
     """
     act = STEPS[name](root / "data", WorkFolder(root / "work"))
     started, worked = time.perf_counter(), time.process_time()
@@ -234,7 +232,7 @@ def run_step(name: str, root: Path) -> dict[str, float]:
 
 
 def run_apart(name: str, root: Path) -> dict[str, float]:
-    """The same in a fresh process."""
+    """Run a step in a fresh process."""
     command = [sys.executable, "-W", "ignore", "-m", "benchmarks.scale", name, str(root)]
     told = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout
     return json.loads(told.splitlines()[-1])
@@ -243,7 +241,7 @@ def run_apart(name: str, root: Path) -> dict[str, float]:
 def measure(shares: tuple[float, ...] = SHARES) -> pd.DataFrame:
     """Each step at each size: step, videos, crops, seconds, cpu_seconds, peak_gb, limit.
 
-    cpu_seconds: of this process alone. limit: in seconds, at the full size.
+    cpu_seconds: of this process alone. limit: in seconds, at full size.
     """
     root, lines = FOLDER / "scale", []
     shutil.rmtree(root, ignore_errors=True)
@@ -265,7 +263,7 @@ def measure(shares: tuple[float, ...] = SHARES) -> pd.DataFrame:
 def run() -> int:
     """Measure, and write benchmarks/scale.csv, the page's table and its figure.
 
-    Returns 1 where a step exceeds a limit at the full size.
+    Returns 1 if a step exceeds a limit.
     """
     table = measure().assign(**stamp(*PACKAGES))
     table.to_csv(HERE / "scale.csv", index=False, float_format="%.4g")
@@ -294,7 +292,7 @@ WHAT = {
 
 
 def write_site_table(table: pd.DataFrame, path: Path) -> None:
-    """The full size, and how the time grows: 1.0 is in proportion to the number of videos."""
+    """Write the full size, and how time grows: 1.0 is in proportion to the number of videos."""
     seconds = table.pivot(index="step", columns="videos", values="seconds").loc[list(WHAT)]
     largest, smallest = seconds.columns[-1], seconds.columns[0]
     growth = np.log(seconds[largest] / seconds[smallest]) / np.log(largest / smallest)
@@ -307,8 +305,8 @@ def write_site_table(table: pd.DataFrame, path: Path) -> None:
     pd.DataFrame({name: list(values) for name, values in columns.items()}).to_csv(path, index=False)
 
 
-# The steps that the figure names, and how they are drawn. The others are light grey; handing out,
-# which waits for a worker, is left out.
+# The steps that the figure names, and how they are drawn. The others are light grey; handing out is
+# not drawn, since it waits for a worker.
 NEAR = {"doctor": "o-", "resume": "s--", "write_folds": "^-", "read_folds": "D--", "pair": "v-"}
 PANELS = (
     ("seconds", "seconds", "s", LIMIT_SECONDS, (0.01, 0.1, 1, 10, 60)),
@@ -349,7 +347,7 @@ def draw_panel(axis: Axes, table: pd.DataFrame, panel: tuple) -> None:
 
 
 def label_ends(axis: Axes, ends: dict[str, float], x: float) -> None:
-    """Write each line's name right of its end, moved up or down so that no two names touch."""
+    """Write each line's name to the right of its end, moved so that no two names touch."""
     low, high = np.log(axis.get_ylim())
     order, gap = sorted(ends, key=lambda name: ends[name]), (high - low) / 15
     places = np.log([ends[step] for step in order])

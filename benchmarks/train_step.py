@@ -1,4 +1,4 @@
-"""A training step against a plain upstream-style loop, B3 to B7.
+"""A training step against a plain loop in upstream's style, B3 to B7.
 
     python -m benchmarks.train_step [--encoders b3,b5] [--batch 16] [--repetitions 3]
 
@@ -30,7 +30,7 @@ NO_ROWS = pd.DataFrame()
 
 
 class PlainLoop:
-    """Upstream's step, plainly: NCHW, fp16 with a scaler on a GPU, the loss read each time."""
+    """Upstream's step, written out: NCHW, fp16 with a scaler on a GPU, the loss read each time."""
 
     def __init__(self, config: TrainConfig):
         self.device = "cuda" if torch.cuda.is_available() else "cpu"
@@ -55,7 +55,7 @@ class PlainLoop:
 
 
 class OurLoop(Trainer):
-    """Our loop over one batch, which lies in memory: no step of it validates or saves."""
+    """Our loop over one batch, which stays in memory: no step validates or saves."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -71,13 +71,13 @@ class OurLoop(Trainer):
 
 
 def make_batch(config: TrainConfig) -> tuple[Tensor, Tensor]:
-    """Noise, and labels of both kinds."""
+    """Make noise, with labels of both kinds."""
     side = config.input_size
     return torch.randn(config.batch, 3, side, side), torch.arange(config.batch) % 2.0
 
 
 def make_loop(config: TrainConfig, folder: Path) -> OurLoop:
-    """Our loop, in a work folder without crops."""
+    """Make our loop, in a work folder without crops."""
     work = WorkFolder(folder)
     settings = PreprocessConfig().to_json()
     write_json(work.recipe, {"data": "nothing", "settings": settings, "versions": {}})
@@ -86,7 +86,7 @@ def make_loop(config: TrainConfig, folder: Path) -> OurLoop:
 
 
 def time_steps(encoder: str, batch: int, repetitions: int, folder: Path) -> list[dict]:
-    """One line for each precision of ours: seconds a step, of the peer too, and their ratio."""
+    """A line per precision of ours: seconds per step, the peer's too, and their ratio."""
     config = TrainConfig(encoder=encoder, batch=batch)
     given, peer = make_batch(config), PlainLoop(config)
     rivals = {"peer": lambda: peer.take_step(*given)}
@@ -102,7 +102,7 @@ def time_steps(encoder: str, batch: int, repetitions: int, folder: Path) -> list
 
 
 def peak_gpu_memory(encoder: str, batch: int, precision: str, folder: Path) -> float:
-    """GB of GPU memory that a step of ours takes at most."""
+    """The most GB of GPU memory that a step of ours takes."""
     gc.collect()  # an earlier loop may survive in a cycle of references
     torch.cuda.empty_cache()
     loop = make_loop(TrainConfig(encoder=encoder, batch=batch, precision=precision), folder)

@@ -2,7 +2,7 @@
 
 import os
 
-# Otherwise albumentations looks for updates online at every import.
+# Otherwise albumentations checks for updates online at every import.
 os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")
 
 __version__ = "0.1.0"

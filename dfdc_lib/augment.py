@@ -1,7 +1,7 @@
-"""Do to pictures what the test set may have done, as albumentations 1.0.0 did. See notebook 06.
+"""Distort pictures as the test set's may have been, as albumentations 1.0.0 did. See notebook 06.
 
 A pipeline turns a crop (H, W, 3) uint8 RGB of any size into a float32 tensor (3, size, size),
-normalised for ImageNet. A second picture, `fake`, is augmented alike, and a `mask` (H, W) uint8
+normalised for ImageNet. A second picture, `fake`, is augmented the same way; a `mask` (H, W) uint8
 moves along. The hard sets also need `landmarks` (5, 2) in pixels of the crop, and `label`.
 """
 
@@ -90,7 +90,7 @@ class Cover(A.DualTransform):
 
 
 class GridMask(Cover):  # 2.x's GridDropout makes no grid
-    """Cover a grid of squares, after GridMask (arXiv 2001.04086). Ours: upstream has none."""
+    """Cover a grid of squares, after GridMask (arXiv 2001.04086). Our own: upstream has none."""
 
     def get_params_dependent_on_data(self, params: dict, data: dict) -> dict:
         shape, stripes = params["shape"][:2], []
@@ -104,8 +104,8 @@ class GridMask(Cover):  # 2.x's GridDropout makes no grid
 class BlackOut(Cover):
     """Black out part of the face, as for the 7 x B7, so that no single part can be relied on.
 
-    Source: upstream's code; its hull, for 6 % of the pictures, has dlib's 68 landmarks. We enlarge
-    that of MTCNN's five, which saves a second detector.
+    Source: upstream's code; its hull, used for 6 % of the pictures, is of dlib's 68 landmarks. We
+    enlarge the hull of MTCNN's five, which saves a second detector.
     """
 
     @property
@@ -158,7 +158,7 @@ def cover_half_hull(shape: Shape, landmarks: np.ndarray, rng: np.random.Generato
 def cover_part(shape: Shape, mask: np.ndarray | None, rng: np.random.Generator) -> np.ndarray:
     """Cover half the picture or two opposite quarters, but never everything that is fake.
 
-    mask: of a fake. More than 20 pixels above half its maximum stay, or else nothing is covered.
+    mask: a fake's. More than 20 pixels above half its maximum stay, or nothing is covered.
     """
     y, x = np.indices(shape)
     upper, left = y < shape[0] // 2, x < shape[1] // 2
@@ -228,8 +228,8 @@ def demo_transforms(size: int, seed: int | None = None) -> A.Compose:
 
 
 def transfer_transforms(size: int, seed: int | None = None) -> A.Compose:
-    """Vary colour and place, and lose detail as cameras and codecs do, for what lies beyond the
-    sample: how sharp a picture is says nothing then, only where it changes."""
+    """Vary colour and place, and lose detail as cameras and codecs do, for videos beyond the
+    sample: how sharp a picture is then says nothing, only where its sharpness changes."""
     scales = {"downscale": cv2.INTER_AREA, "upscale": cv2.INTER_CUBIC}
     losses = [
         A.Downscale(scale_range=(0.3, 0.9), interpolation_pair=scales),

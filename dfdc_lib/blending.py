@@ -1,4 +1,4 @@
-"""Blend a face with a changed copy of itself, by steps that all blends share.
+"""Blend a face with a changed copy of itself, in steps that all blends share.
 
 Pictures: (H, W, 3) uint8 RGB. Landmarks: (5, 2) in pixels, as in `faces.Faces`.
 """
@@ -54,9 +54,9 @@ def hull_mask(
     outline: np.ndarray = OUTLINE,
     feather: float = 0.1,
 ) -> np.ndarray:
-    """Make a soft mask (H, W) float32 in [0, 1] of an outline, which the landmarks place.
+    """Make a soft mask (H, W) float32 in [0, 1] of an outline, placed by the landmarks.
 
-    feather: the blur's sigma; 1 is from eyes to mouth. After Face X-ray (arXiv 1912.13458).
+    feather: the blur's sigma, in distances from eyes to mouth. After Face X-ray (arXiv 1912.13458).
     """
     frame = face_frame(landmarks, height, width)
     sixteenths = np.round(16 * move_points(outline, frame)).astype(np.int32)  # of a pixel
@@ -103,11 +103,11 @@ def fit_to(
     """Warp `donor` to height x width, so that its landmarks fall on `landmarks`."""
     warp = affine_between(donor_landmarks, landmarks)
     scale = float(np.sqrt(abs(np.linalg.det(warp[:, :2]))))
-    if scale < 0.8:  # warping alone would alias, which is no trait of fakes
+    if scale < 0.8:  # warping alone would alias, which is not a trait of fakes
         old = np.array(donor.shape[1::-1])
         small = np.maximum(np.round(old * scale), 1).astype(int)
         donor = cv2.resize(donor, small, interpolation=cv2.INTER_AREA)
-        # A pixel's middle has whole coordinates: the corner of a picture is at -0.5.
+        # Pixel centres have whole coordinates: the corner of a picture is at -0.5.
         warp = affine_between((np.asarray(donor_landmarks) + 0.5) * small / old - 0.5, landmarks)
     return cv2.warpAffine(donor, warp, (width, height), borderMode=cv2.BORDER_REFLECT_101)
 
@@ -117,7 +117,7 @@ def self_blend(
 ) -> tuple[np.ndarray, np.ndarray]:
     """Blend a face with a slightly changed copy of itself. Returns what `blend` does.
 
-    After self-blended images (arXiv 2204.08376), which change the copy or what surrounds it; here
+    After self-blended images (arXiv 2204.08376), which change the copy or its surroundings; here
     always the copy, so that nothing outside the mask changes. Raises NotAFace.
     """
     height, width = picture.shape[:2]

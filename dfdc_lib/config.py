@@ -6,7 +6,7 @@ from typing import Literal, get_args
 # Upstream's thresholds for MTCNN's three networks.
 TRAIN_THRESHOLDS = (0.85, 0.95, 0.95)  # strict: only good crops
 INFERENCE_THRESHOLDS = (0.7, 0.8, 0.8)  # lenient: every face counts
-SMALLEST_FACE = 20  # pixels of a frame's shorter side, as in facenet-pytorch
+SMALLEST_FACE = 20  # pixels, as in facenet-pytorch; smaller frames are skipped
 
 
 def _require(holds: bool, message: str) -> None:
@@ -42,7 +42,7 @@ ENCODERS = {
 
 
 def encoder_preset(name: str) -> EncoderPreset:
-    """The preset of this name; for another encoder that timm knows, one with its own size."""
+    """Return the preset of this name, or make one for any other encoder that timm knows."""
     if name in ENCODERS:
         return ENCODERS[name]
     import timm
@@ -54,17 +54,17 @@ def encoder_preset(name: str) -> EncoderPreset:
     return EncoderPreset(name, timm.get_pretrained_cfg(name).input_size[-1], 16, drop_path=0.0)
 
 
-Backend = Literal["auto", "torch", "openvino"]  # what computes a trained network: fast/scorers.py
+Backend = Literal["auto", "torch", "openvino"]  # what runs a trained network: fast/scorers.py
 Optimizer = Literal["sgd", "adamw"]  # momentum 0.9, Nesterov, PolyLR · one-cycle
 Precision = Literal["auto", "fp32", "fp16", "bf16"]
-MixedPrecision = Literal["no", "fp16", "bf16"]  # of training
+MixedPrecision = Literal["no", "fp16", "bf16"]  # for training
 Augmentation = Literal["slides", "hard", "upstream", "demo", "transfer", "none"]
 BLACKOUTS = ("hard", "upstream")
-# From a frame to crops. "slides": the detector's input by the frame's size, the checkpoint's own
-# margin. "upstream": halved by Pillow, MARGINS["upstream"]. "": as the checkpoints want it.
+# How faces are found and cut. "slides": frames resized by the slides' rule, the checkpoint's own
+# margin. "upstream": halved by Pillow, MARGINS["upstream"]. "": as the checkpoints need it.
 Procedure = Literal["", "slides", "upstream"]
 PROCEDURES = ("slides", "upstream")
-Stage = Literal["detect", "crop", "masks", "folds"]  # of preprocessing, in their order
+Stage = Literal["detect", "crop", "masks", "folds"]  # of preprocessing, in order
 STAGES: tuple[Stage, ...] = get_args(Stage)
 
 
@@ -76,14 +76,14 @@ class Margin:
     """
 
     share: float  # of the box's width and height, on each side
-    whole_pixels: bool = False  # cut box and margin down to whole pixels, as upstream's code does
+    whole_pixels: bool = False  # truncate box and margin to whole pixels, as upstream's code does
 
     def __post_init__(self):
         _require(0 <= self.share <= 100, f"a margin is 0 to 100 times the box, got {self.share}")
 
     @classmethod
     def parse(cls, word: str | float) -> "Margin":
-        """The margin that a word means. Raises ValueError for any other."""
+        """The margin that a word stands for. Raises ValueError for any other word."""
         if isinstance(word, str) and word in MARGINS:
             return MARGINS[word]
         try:
@@ -97,16 +97,16 @@ class Margin:
 
 
 MARGINS = {"slides": Margin(0.2), "readme": Margin(0.3)}  # "readme": upstream's
-MARGINS["upstream"] = Margin(1 / 3, whole_pixels=True)  # of its code; the released weights need it
+MARGINS["upstream"] = Margin(1 / 3, whole_pixels=True)  # its code's; the released weights need it
 
 
 @dataclass(frozen=True)
 class PreprocessConfig:
-    """What decides the crops and masks of a work folder: its recipe."""
+    """The settings that determine a work folder's crops and masks: its recipe."""
 
-    every: int = 10  # look at every n-th frame
-    thresholds: tuple[float, float, float] = TRAIN_THRESHOLDS  # how sure the detector must be
-    margin: Margin = MARGINS["slides"]  # kept around a face's box
+    every: int = 10  # sample every n-th frame
+    thresholds: tuple[float, float, float] = TRAIN_THRESHOLDS  # how sure MTCNN's networks must be
+    margin: Margin = MARGINS["slides"]  # how much to keep around a face's box
 
     def __post_init__(self):
         _require(self.every >= 1, f"every must be at least 1, got {self.every}")
@@ -114,7 +114,7 @@ class PreprocessConfig:
         _require(valid, f"thresholds are three numbers from 0 to 1, got {self.thresholds}")
 
     def to_json(self) -> dict:
-        """The settings as a recipe holds them."""
+        """The settings as a recipe stores them."""
         return asdict(self) | {"thresholds": list(self.thresholds), "margin": str(self.margin)}
 
     @classmethod
@@ -128,22 +128,22 @@ class PreprocessConfig:
 class PredictConfig:
     """From a video to a verdict. The defaults are the slides'."""
 
-    frames: int = 32  # looked at, spread evenly over the video; a shorter one gives all it has
+    frames: int = 32  # how many, spread evenly over the video; a shorter one gives all it has
     strategy: str = "confident"  # how scores are joined: mean, median, … (aggregate.STRATEGIES)
-    procedure: Procedure = ""  # how faces are found and cut; default: as the checkpoints want it
+    procedure: Procedure = ""  # how faces are found and cut; default: as the checkpoints need it
     backend: Backend = "auto"  # what computes the scores
-    precision: Precision = "auto"  # of the scores' arithmetic
-    every_seconds: float = 0.0  # also score each window of so many seconds, for long videos; 0: off
+    precision: Precision = "auto"  # of the arithmetic that computes the scores
+    every_seconds: float = 0.0  # also score each window of this length, for long videos; 0: off
 
     def __post_init__(self):
-        _require(self.frames >= 1, f"at least one frame must be looked at, got {self.frames}")
-        told = f"a window takes some seconds, or 0 for the whole video, got {self.every_seconds}"
+        _require(self.frames >= 1, f"frames must be at least 1, got {self.frames}")
+        told = f"every_seconds must be 0 (the whole video) or more, got {self.every_seconds}"
         _require(self.every_seconds >= 0, told)
         check_choices(self, procedure=Procedure, backend=Backend, precision=Precision)
 
 
 def check_choices(config, **choices) -> None:
-    """Raise ValueError where a field of a configuration is none of its Literal's words."""
+    """Raise ValueError if a field of a configuration isn't one of its Literal's words."""
     for name, words in choices.items():
         value, valid = getattr(config, name), ", ".join(filter(None, get_args(words)))
         _require(value in get_args(words), f"{name} must be one of {valid}, got {value!r}")
@@ -154,22 +154,22 @@ class TrainConfig:
     """One training run. The defaults are the slides'; `--preset` chooses others."""
 
     encoder: str = "b5"  # a name from ENCODERS (lite0, b3 to b7, …), or any that timm knows
-    steps: int = 75_000  # in all; the learning rate falls over them
-    epoch_steps: int = 2_500  # from one validation to the next
-    batch: int = 16  # pictures a process and step
-    accumulate: int = 1  # parts that a batch is cut into where memory is short
+    steps: int = 75_000  # how many in total; the learning rate falls over them
+    epoch_steps: int = 2_500  # steps from one validation to the next
+    batch: int = 16  # pictures per process and step
+    accumulate: int = 1  # parts that a batch is split into when memory is short
     size: int = 0  # side of the square input, pixels; 0: the encoder's own
     optimizer: Optimizer = "sgd"  # sgd: momentum 0.9, Nesterov, PolyLR · adamw: one-cycle
-    learning_rate: float = 0.01  # at its highest
-    weight_decay: float = 1e-4  # of all weights
+    learning_rate: float = 0.01  # its highest value
+    weight_decay: float = 1e-4  # on all weights
     smoothing: float = 0.01  # labels become this and 1 minus this
     paired: bool = False  # each real crop beside its own fake, both augmented alike
     augmentation: Augmentation = "slides"  # hard: with blackouts and a grid · upstream: no grid
     self_blend: float = 0.0  # how often a real crop becomes its own fake (arXiv 2204.08376)
     fold: int = 0  # the fold held out for validation
-    seed: int = 0  # of weights, order and augmentation: what ensembles differ in
-    precision: MixedPrecision = "no"  # mixed precision of the arithmetic
-    freeze_batchnorm: bool = False  # keep the encoder's running statistics
+    seed: int = 0  # for weights, order and augmentation: what an ensemble's members differ in
+    precision: MixedPrecision = "no"  # mixed precision to train in
+    freeze_batchnorm: bool = False  # keep the encoder's running statistics fixed
     valid_every: int = 20  # validate on every n-th frame, as upstream does
 
     def __post_init__(self):
@@ -182,13 +182,13 @@ class TrainConfig:
         _require(self.size >= 0, f"size must be 0 or more, got {self.size}")
         parts = f"accumulate must be from 1 to the batch, got {self.accumulate}"
         _require(1 <= self.accumulate <= self.batch, parts)
-        _require(0 <= self.smoothing < 0.5, f"smoothing lies in [0, 0.5), got {self.smoothing}")
+        _require(0 <= self.smoothing < 0.5, f"smoothing must be in [0, 0.5), got {self.smoothing}")
         allowed = 0 <= self.self_blend < 1 or (self.self_blend == 1 and self.paired)
-        bounds = "a probability, and below 1 unless crops are paired"
-        _require(allowed, f"self_blend is {bounds}, got {self.self_blend}")
+        bounds = "must be a probability, below 1 unless crops are paired"
+        _require(allowed, f"self_blend {bounds}, got {self.self_blend}")
         if self.paired:
             _require(self.batch % 2 == 0, f"a batch of pairs must be even, got {self.batch}")
-            plain = "pairs are not blacked out: choose augmentation slides or demo"
+            plain = "pairs can't be blacked out: choose augmentation slides or demo"
             _require(self.augmentation not in BLACKOUTS, plain)
 
     @property
@@ -215,5 +215,5 @@ TRANSFER_TRAINING = replace(  # chosen by experiments/transfer.py
     DEMO_TRAINING, steps=150, epoch_steps=150, size=192, self_blend=0.5, augmentation="transfer"
 )
 Preset = Literal["slides", "demo", "transfer"]
-# By name: on DFDC, for days; on the sample, for a minute; on the sample, for what lies beyond it.
+# slides: DFDC, for days; demo: the sample, a minute; transfer: the sample, for other videos.
 PRESETS = {"slides": TrainConfig(), "demo": DEMO_TRAINING, "transfer": TRANSFER_TRAINING}

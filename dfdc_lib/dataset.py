@@ -1,4 +1,4 @@
-"""Crops to batches: which are drawn, and how they are read."""
+"""From crops to batches: which are drawn, and how they are read."""
 
 import signal
 from collections.abc import Iterator
@@ -21,7 +21,7 @@ from dfdc_lib.store import DamagedFile, WorkFolder, face_file, list_faces, read_
 
 
 class Crop(NamedTuple):
-    """What reading a crop takes from its line in folds.csv."""
+    """What is needed to read a crop: its line in folds.csv."""
 
     video_id: str
     original_id: str
@@ -35,18 +35,18 @@ class Crop(NamedTuple):
 
 
 KEY = ["original_id", "frame_idx", "face_idx"]
-COLUMNS = Crop.__annotations__ | {"part": int, "fold": int}  # of folds.csv, but for the path
+COLUMNS = Crop.__annotations__ | {"part": int, "fold": int}  # of folds.csv, except the path
 
 
 def read_crops(path: Path) -> pd.DataFrame:
-    """Read a table of crops, without the videos' paths, which fill the memory. Names stay text."""
+    """Read a table of crops without the videos' paths, which take much memory; names stay text."""
     types = {name: np.int32 if kind is int else kind for name, kind in COLUMNS.items()}
     how = {"dtype": types, "keep_default_na": False, "usecols": lambda name: name != "file"}
     return pd.concat(pd.read_csv(path, chunksize=200_000, **how), ignore_index=True)
 
 
 def read_folds(work: WorkFolder) -> pd.DataFrame:
-    """Read folds.csv: one row a crop. Raises FileNotFoundError or DamagedFile, with what to run."""
+    """Read folds.csv: a row per crop. Raises FileNotFoundError or DamagedFile, with what to run."""
     if not work.folds.exists():
         raise FileNotFoundError(f"{work.folds} is missing: run `dfdc preprocess` first")
     try:
@@ -60,7 +60,7 @@ def read_folds(work: WorkFolder) -> pd.DataFrame:
 
 
 def split_fold(rows: pd.DataFrame, fold: int) -> tuple[pd.DataFrame, pd.DataFrame]:
-    """Return (training rows, validation rows). Raises NotEnough where one of them is empty."""
+    """Return (training rows, validation rows). Raises NotEnough if either is empty."""
     held_out = rows.fold == fold
     if held_out.nunique() < 2:
         known, need = sorted(rows.fold.unique().tolist()), "it must be one of two or more"
@@ -69,7 +69,7 @@ def split_fold(rows: pd.DataFrame, fold: int) -> tuple[pd.DataFrame, pd.DataFram
 
 
 def balance(rows: pd.DataFrame, seed: int) -> pd.DataFrame:
-    """The slides' draw: every real once, and as many fakes. rows must be in a fixed order."""
+    """The slides' draw: every real once, and as many fakes. rows: in a fixed order."""
     reals, fakes = (np.flatnonzero(rows.label == label) for label in (0, 1))
     if len(fakes) < len(reals):
         raise NotEnough(f"only {len(fakes)} fakes for {len(reals)} reals: each real needs one")
@@ -78,13 +78,13 @@ def balance(rows: pd.DataFrame, seed: int) -> pd.DataFrame:
 
 
 def pair(rows: pd.DataFrame) -> pd.DataFrame:
-    """The fakes' rows that have a real partner: the same original, frame and face."""
+    """The fakes' rows with a real partner: the same original, frame and face."""
     # Only numbers are merged: a copy of all rows would fill the memory.
     faces = pd.DataFrame({"face": rows.groupby(KEY, sort=False).ngroup().to_numpy()})
     fake = rows.label.to_numpy() == 1
     places = faces[fake].reset_index(names="place").merge(faces.face[~fake], on="face").place
     if places.empty:
-        fix = "were the originals preprocessed? Where none are told, train with --no-paired"
+        fix = "were the originals preprocessed? If the data name none, train with --no-paired"
         raise NotEnough(f"no fake crop has its real partner: {fix}")
     return rows.iloc[places].reset_index(drop=True)
 
@@ -92,8 +92,8 @@ def pair(rows: pd.DataFrame) -> pd.DataFrame:
 def epoch_order(rows: pd.DataFrame, config: TrainConfig, epoch: int, n_items: int) -> pd.DataFrame:
     """The crops of one epoch in their order, or with `paired` its pairs (see `pair`): n_items rows.
 
-    Crops: all reals and as many fakes, shuffled, again and again until there are enough. Pairs:
-    drawn so that each original is equally likely. All follows from the seed and the epoch alone.
+    Crops: all reals and as many fakes, shuffled, repeated until there are enough. Pairs: drawn so
+    that each original is equally likely. All of it follows from the seed and the epoch alone.
     """
     if config.paired:
         seed = stream_seed(config.seed, epoch, 0)
@@ -107,19 +107,19 @@ def epoch_order(rows: pd.DataFrame, config: TrainConfig, epoch: int, n_items: in
 
 
 def stream_seed(*key: int) -> int:
-    """A seed for one purpose. Other keys give unrelated streams, which seed + epoch would not."""
+    """A seed for one purpose. Other keys give unrelated streams; seed + epoch would not."""
     return int(np.random.SeedSequence(key).generate_state(1)[0])
 
 
 def check_files(rows: pd.DataFrame, work: WorkFolder) -> None:
-    """Before hours of training, raise FileNotFoundError where crops of the table are missing."""
+    """Before hours of training, raise FileNotFoundError if crops of the table are missing."""
     faces, missing = rows[["frame_idx", "face_idx"]].to_numpy(), []
     for video_id, places in sorted(rows.groupby("video_id").indices.items()):
         folder = work.crops(video_id)
         absent = set(map(tuple, faces[places].tolist())) - set(list_faces(folder))
         missing += [folder / face_file(*face) for face in sorted(absent)]
     if missing:
-        found = f"{len(missing)} crops of folds.csv are missing, such as {missing[0]}"
+        found = f"{len(missing)} crops of folds.csv are missing, e.g. {missing[0]}"
         raise FileNotFoundError(f"{found}: run `dfdc preprocess` again")
 
 
@@ -151,7 +151,7 @@ class CropReader:
         return picture
 
     def mask(self, crop: Crop, shape: tuple[int, int]) -> np.ndarray:
-        """The mask (H, W) uint8, zeros where there is none. shape: (H, W) of the picture."""
+        """The mask (H, W) uint8, zeros if there is none. shape: (H, W) of the picture."""
         path = self.work.masks(crop.video_id) / face_file(crop.frame_idx, crop.face_idx)
         mask = read_mask(path) if path.exists() else np.zeros(shape, np.uint8)
         if mask.shape != shape:
@@ -159,7 +159,7 @@ class CropReader:
         return mask
 
     def landmarks(self, crop: Crop, picture: np.ndarray) -> np.ndarray:
-        """The landmarks (5, 2) in pixels of the picture, which may be smaller than on the disk."""
+        """The landmarks (5, 2) in pixels of the picture, which may be smaller than on disk."""
         if crop.original_id not in self._faces:
             self._faces[crop.original_id] = read_faces(self.work, crop.original_id)
         face = self._faces[crop.original_id].get((crop.frame_idx, crop.face_idx))
@@ -172,19 +172,19 @@ class CropReader:
     def blend_with_itself(
         self, crop: Crop, picture: np.ndarray, rng: np.random.Generator
     ) -> tuple[np.ndarray, np.ndarray | None]:
-        """Make a real crop its own fake: (picture, mask). (picture, None) where it is not whole."""
+        """Make a real crop its own fake: (picture, mask). (picture, None) if it is not whole."""
         try:
             return self_blend(picture, self.landmarks(crop, picture), rng)
-        except NotAFace:  # it leaves the frame
+        except NotAFace:  # part of it is outside the frame
             return picture, None
 
 
 @dataclass(eq=False)
 class CropDataset(Dataset):
-    """One crop and its label: picture (3, S, S), label (1 = fake); None where that is broken.
+    """One crop and its label: picture (3, S, S), label (1 = fake); None if it is broken.
 
-    seed: item i is augmented from (seed, i) alone, in whichever process and order. hard: the
-    transform is given mask and landmarks too. self_blend: how often a real becomes its own fake.
+    seed: how item i is augmented follows from (seed, i) alone, in any process and order. hard: the
+    transform gets mask and landmarks too. self_blend: how often a real becomes its own fake.
     """
 
     rows: pd.DataFrame
@@ -202,7 +202,7 @@ class CropDataset(Dataset):
 
     def __getitem__(self, index: int) -> tuple[Tensor, Tensor] | None:
         self.transform.set_random_seed(stream_seed(self.seed, index))
-        rng = np.random.default_rng(stream_seed(self.seed, index, 1))  # of self-blending
+        rng = np.random.default_rng(stream_seed(self.seed, index, 1))  # for self-blending
         try:
             return self._read(Crop(*self.rows[index]), rng)
         except DamagedFile:  # counted by `collate`
@@ -223,7 +223,7 @@ class CropDataset(Dataset):
 class PairDataset(CropDataset):
     """A real crop and its own fake, augmented alike: pictures (2, 3, S, S), labels (2,) = 0, 1.
 
-    What the two share (person, light, camera, augmentation) can then not lower the loss. Ours, for
+    What the two share (person, light, camera, augmentation) then can't lower the loss. Our own, for
     small data. self_blend: how often the fake is the real blended with itself, if that is whole.
     """
 
@@ -231,7 +231,7 @@ class PairDataset(CropDataset):
         real = fake._replace(video_id=fake.original_id)
         pictures = {"image": self.reader(real), "fake": self.reader(fake)}
         if pictures["image"].shape != pictures["fake"].shape:
-            raise DamagedFile(f"{fake.video_id} has a crop of another size than its original")
+            raise DamagedFile(f"{fake.video_id} has a crop that is not of its original's size")
         if rng.random() < self.self_blend:
             own, mask = self.reader.blend_with_itself(real, pictures["image"], rng)
             pictures["fake"] = pictures["fake"] if mask is None else own
@@ -249,12 +249,12 @@ def collate(items: list) -> tuple[Tensor, Tensor, int]:
 
 
 def read_batches(data: Dataset, workers: int, **batches) -> Iterator[tuple[Tensor, Tensor, int]]:
-    """Yield the batches of a dataset, see `collate`. batches: as DataLoader is told."""
-    if workers:  # new processes: a fork crashes where OpenVINO or numba has run
+    """Yield the batches of a dataset, see `collate`. batches: for DataLoader."""
+    if workers:  # new processes: a fork crashes once OpenVINO or numba has run
         batches |= {"multiprocessing_context": "spawn", "worker_init_fn": _become_reader}
     pinned = torch.cuda.is_available()
     loader = DataLoader(data, num_workers=workers, collate_fn=collate, pin_memory=pinned, **batches)
-    # Workers inherit it from their first moment.
+    # Workers inherit it from the start.
     with answer_signals(signal.SIG_IGN, signal.SIGINT):
         return iter(loader)
 

@@ -17,10 +17,10 @@ from dfdc_lib.geometry import detector_scale
 from dfdc_lib.jobs import count_cores
 
 DETECT_AT_ONCE = 8  # frames per call: enough for two threads, in little memory
-PATIENCE = 10  # frames in a row that a person may be unseen in and keep the number
-# Bhattacharyya distance of two frames' colours that makes a cut. Within a video of the sample, 16
-# frames differ by less than 0.3 from one to the next; its videos differ by more than 0.4 in 9 of 10
-# pairs. A cut that is seen for nothing gives a person two numbers; one that is missed mixes people.
+PATIENCE = 10  # frames in a row that a person can be out of sight without losing the number
+# Bhattacharyya distance of two frames' colours that counts as a cut. Of 16 frames of a video of the
+# sample, neighbours differ by less than 0.3; 9 in 10 pairs of its videos differ by more than 0.4.
+# A false cut gives a person two numbers; a missed one mixes people up.
 CUT = 0.4
 
 
@@ -44,7 +44,7 @@ class FaceDetector:
 
     thresholds: for P-, R- and O-Net. threads: OpenVINO's; 0 for all. device: "auto" takes a GPU if
     there is one. backend: "plain" is facenet-pytorch's own `detect`; "torch" and "openvino" (a CPU
-    and the extra `cpu`) find the same faces sooner; "auto" takes the faster.
+    and the extra `cpu`) find the same faces faster; "auto" takes the faster.
     """
 
     def __init__(
@@ -67,7 +67,7 @@ class FaceDetector:
             self._cascade = Cascade(thresholds, device, backend, threads or count_cores())
 
     def detect(self, frames: Sequence[np.ndarray]) -> list[Faces]:
-        """Find faces in frames (H, W, 3) uint8 RGB as they are; runs of one size go faster."""
+        """Find faces in frames (H, W, 3) uint8 RGB as they are; runs of equal size are faster."""
         found: list[Faces] = []
         for shape, equal in groupby(frames, np.shape):
             several = list(equal)
@@ -85,7 +85,7 @@ class FaceDetector:
         for faces, frame in zip(found, frames, strict=True):
             size = frame.shape[1::-1]
             faces = faces.scaled(1 / _scale(size, procedure))
-            # At an edge the detector may guess a face that lies outside.
+            # At an edge the detector may find a face that lies outside the frame.
             seen = (faces.boxes[:, :2] < np.subtract(size, 1)) & (faces.boxes[:, 2:] > 1)
             result.append(Faces(*(values[seen.all(axis=1)] for values in faces)))
         return result
@@ -162,8 +162,8 @@ class FaceLinker:
 
     It expects each person where the last movement leads, and pairs people and faces by the largest
     total overlap (Hungarian method). People who cross, or are unseen for up to PATIENCE frames,
-    keep their numbers. Only boxes count: two who meet and turn back swap numbers, and who is in the
-    same place after a cut is taken for the same, unless `notice_cut` sees every frame.
+    keep their numbers. Only boxes count: two who meet and turn back swap numbers, and whoever is in
+    the same place after a cut is taken for the same person, unless `notice_cut` sees every frame.
     """
 
     def __init__(self) -> None:
@@ -172,7 +172,7 @@ class FaceLinker:
         self._colours: np.ndarray | None = None  # of the last frame
 
     def notice_cut(self, frame: np.ndarray) -> None:
-        """Expect nobody any more where the colours of this frame, the next, are quite others."""
+        """Forget everyone if this frame, the next one, has quite different colours: a cut."""
         small = cv2.resize(frame, (64, 64), interpolation=cv2.INTER_AREA)
         colours = cv2.calcHist([small], [0, 1, 2], None, [8, 8, 8], [0, 256] * 3)
         last, self._colours = self._colours, colours

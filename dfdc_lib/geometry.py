@@ -24,8 +24,8 @@ def detector_scale(width: int, height: int) -> float:
 def add_margin(box: Box, margin: Margin, width: int, height: int) -> tuple[int, int, int, int]:
     """Grow a box by a share of its own sides on each side, rounded and clipped to the frame.
 
-    With `whole_pixels` the box and the margin are first cut down to whole pixels. Raises ValueError
-    where nothing is left inside the frame.
+    With `whole_pixels` the box and the margin are first truncated to whole pixels. Raises
+    ValueError if nothing is left inside the frame.
     """
     x0, y0, x1, y1 = map(int, box) if margin.whole_pixels else box
     pad_x, pad_y = (x1 - x0) * margin.share, (y1 - y0) * margin.share
@@ -56,7 +56,7 @@ def isotropic_resize(
     """Resize so that the longer side is `size`, keeping the aspect ratio: a face keeps its shape.
 
     The shorter side is rounded down, as upstream's code does. A picture that already has the size
-    is returned itself, not a copy.
+    is returned as it is, not copied.
     """
     height, width = picture.shape[:2]
     factor, wide = size / max(height, width), width > height
@@ -80,7 +80,7 @@ def pad_to_square(picture: np.ndarray, size: int) -> np.ndarray:
 def spread_indices(n_total: int, n_wanted: int) -> np.ndarray:
     """`n_wanted` frame numbers spread evenly from the first to the last of `n_total`, each once.
 
-    Rounded down, as upstream's code does. (It asks a shorter video for some frames twice.)
+    Rounded down, as upstream's code does. (It samples some frames of a shorter video twice.)
     """
     return np.unique(np.linspace(0, n_total - 1, min(n_total, n_wanted), dtype=int))
 

@@ -42,9 +42,9 @@ def run_jobs(
     `function` raises is raised here, and the waiting jobs are dropped.
     """
     if not 0 < time_limit <= 1e8:
-        raise ValueError(f"a time limit is a number of seconds above 0, got {time_limit:g}")
+        raise ValueError(f"a time limit must be a number of seconds above 0, got {time_limit:g}")
     if workers < 0:
-        raise ValueError(f"a number of workers must not be negative, got {workers}")
+        raise ValueError(f"the number of workers must not be negative, got {workers}")
     if scheduler:
         return _on_cluster(function, jobs, scheduler, time_limit)
     if workers:
@@ -68,7 +68,7 @@ def _in_processes(function: Callable, jobs: Jobs, workers: int, time_limit: floa
     first.start()
     first.join()
     if first.exitcode:  # no, and Pebble would restart its own forever
-        guard = 'if a script calls this, then under `if __name__ == "__main__":`'
+        guard = 'a script must call this under `if __name__ == "__main__":`'
         raise OSError(f"a worker process died before its first job; {guard}")
     pool = ProcessPool(workers, initializer=become_worker, initargs=(share,), context=context)
     jobs, again = iter(jobs), []
@@ -98,10 +98,10 @@ def _on_cluster(function: Callable, jobs: Jobs, address: str, time_limit: float)
     from distributed import Client, KilledWorker, as_completed
 
     if not re.fullmatch(r"(\w+://)?.+:\d+", address):  # without a port the client never gives up
-        raise ValueError(f"the address of a scheduler is like tcp://host:8786, got {address!r}")
+        raise ValueError(f"a scheduler's address looks like tcp://host:8786, got {address!r}")
     with Client(address, set_as_default=False) as client:
         count, watch = len(client.nthreads()), client.dashboard_link
-        print(f"{count} workers at {address}; watch them on {watch}", file=sys.stderr)
+        print(f"{count} workers at {address}; watch them at {watch}", file=sys.stderr)
         jobs, waiting = iter(jobs), {}
         futures = as_completed(loop=client.loop)
 
@@ -120,14 +120,14 @@ def _on_cluster(function: Callable, jobs: Jobs, address: str, time_limit: float)
                 why = f"out of memory, a fault in a library, or over {time_limit:g} seconds"
                 result = Lost("crashed", f"its workers died ({why}): {error.args[0]}")
             except CancelledError as error:
-                fix = "run again, what is done is kept"
+                fix = "run again; what is done is kept"
                 raise OSError(f"the scheduler at {address} is gone: {fix}") from error
             submit(1)
             yield job, result
 
 
 def _guard_job(function: Callable, job: tuple, time_limit: float):
-    """Do a job in a cluster's worker, and end the worker if it takes too long."""
+    """Do a job in a cluster's worker; end the worker if it takes too long."""
     from distributed import get_worker
 
     if (threads := get_worker().state.nthreads) != 1:
@@ -152,7 +152,7 @@ def count_cores() -> int:
 
 
 def use_cores(count: int) -> None:
-    """Limit this process's libraries to `count` cores, and leave its neighbours the others."""
+    """Limit this process's libraries to `count` cores, and leave the others to its neighbours."""
     global _cores
     import cv2
 
@@ -177,7 +177,7 @@ def become_worker(count: int) -> None:
 
 @contextmanager
 def answer_signals(handler, *numbers: int) -> Iterator[None]:
-    """Let `handler` answer these signals meanwhile, in the main thread: no other one may."""
+    """Let `handler` answer these signals meanwhile, in the main thread: no other thread may."""
     is_main = threading.current_thread() is threading.main_thread()
     before = {number: signal.signal(number, handler) for number in numbers if is_main}
     try:

@@ -1,4 +1,4 @@
-"""DFDC's JSON files to one table, and folds that never split an original from its fakes."""
+"""Read DFDC's JSON files into one table; make folds that keep originals with their fakes."""
 
 from pathlib import Path
 from typing import NamedTuple
@@ -10,16 +10,16 @@ from dfdc_lib.store import DamagedFile, read_json, show
 
 
 class Row(NamedTuple):
-    """A video, as a line of the table."""
+    """A video: one row of the table."""
 
     video_id: str
     file: str  # relative to the data folder
     label: int  # 1 for a fake
-    original_id: str  # its own for an original, and for a fake whose original nobody tells
+    original_id: str  # its own for an original, or for a fake whose original is unknown
     part: int
-    method: str = ""  # how a fake was made; this and what follows where the data set tells it
+    method: str = ""  # how a fake was made; this and the rest only if the data set says
     split: str = ""  # the official one
-    person: str = ""  # who is seen
+    person: str = ""  # who is in it
 
 
 class MetadataError(ValueError):
@@ -27,7 +27,7 @@ class MetadataError(ValueError):
 
 
 def find_parts(data: Path) -> list[Path]:
-    """The metadata files of a data folder, one a part, sorted."""
+    """The metadata files of a data folder, one per part, sorted."""
     data = Path(data)
     if not data.is_dir():
         raise FileNotFoundError(f"no such folder: {data}")
@@ -39,9 +39,9 @@ def find_parts(data: Path) -> list[Path]:
 
 
 def read_metadata(data: Path) -> pd.DataFrame:
-    """Read every part of a data set: one `Row` a video, sorted by part and video_id.
+    """Read every part of a data set: one `Row` per video, sorted by part and video_id.
 
-    Videos that are not on disk stay in the table: a partial download is no error.
+    Videos that are not on disk stay in the table: a partial download is not an error.
     """
     data = Path(data)
     rows = [row for path in find_parts(data) for row in read_part(data, path)]
@@ -57,18 +57,18 @@ def read_metadata(data: Path) -> pd.DataFrame:
 
 
 def is_own(table: pd.DataFrame) -> pd.Series:
-    """Which videos' faces are found in themselves: originals, and fakes without an original."""
+    """Which videos need face detection of their own: originals, and fakes of unknown originals."""
     return table.video_id == table.original_id
 
 
 def read_part(data: Path, path: Path) -> list[Row]:
-    """What a metadata file says of its videos."""
+    """Read what a metadata file says about its videos."""
     try:
         entries = read_json(path)
     except DamagedFile as error:
         raise MetadataError(str(error)) from error
     if not isinstance(entries, dict):
-        raise MetadataError(f"{path} must hold one object, video name to properties")
+        raise MetadataError(f"{path} must hold one object that maps video names to properties")
     suffix = path.parent.name.rsplit("_", 1)[-1]
     part = int(suffix) if suffix.isdecimal() else 0
     rows = []
@@ -91,9 +91,9 @@ def read_part(data: Path, path: Path) -> list[Row]:
 
 
 def _stem(path: Path, what: str, name) -> str:
-    """A file's name without suffix; it must lead nowhere else, and suit every file system."""
+    """A file's name without suffix; it must be a plain name that every file system takes."""
     plain = isinstance(name, str) and Path(name).name == name and name[:1] not in ("", ".")
-    # File systems take 255 bytes, and an artifact that is being written has a longer name.
+    # File systems allow 255 bytes, and an artifact's name is longer while it is being written.
     if not (plain and name.isprintable() and len(name.encode(errors="replace")) <= 150):
         raise MetadataError(f"{path}: {what} {show(name)} is not a plain file name")
     return Path(name).stem
@@ -102,12 +102,12 @@ def _stem(path: Path, what: str, name) -> str:
 def assign_folds(table: pd.DataFrame, n_folds: int = 16) -> np.ndarray:
     """The fold (int) of each row of a metadata table; an original and its fakes share one.
 
-    By part: of all 50 parts upstream makes 16 folds, of three parts each and five in the last;
-    other numbers of parts are cut as evenly as they go. A single part is cut by original instead,
-    into at most five: else nothing would be left to train on (a frequent complaint about upstream).
+    By part: upstream makes 16 folds of all 50 parts, three parts each and five in the last; any
+    other number of parts is split as evenly as possible. A single part is split by original, into
+    at most five: otherwise nothing is left to train on (a frequent complaint about upstream).
     """
     part_of = dict(zip(table.video_id, table.part, strict=True))
-    least = table.groupby("original_id").part.transform("min")  # for an original that is not listed
+    least = table.groupby("original_id").part.transform("min")  # if the original is not listed
     ranks = table.original_id.map(part_of).fillna(least).rank(method="dense").to_numpy(int) - 1
     n_parts = ranks.max(initial=0) + 1
     if n_parts == 1:
@@ -119,7 +119,7 @@ def assign_folds(table: pd.DataFrame, n_folds: int = 16) -> np.ndarray:
 
 
 def describe_folds(table: pd.DataFrame, folds: np.ndarray) -> str:
-    """How many folds of what, in words, and how many originals are missing."""
+    """Say in words how many folds there are, of what, and how many originals are missing."""
     n_parts, n_folds = table.part.nunique(), len(set(folds.tolist()))
     text = "one part only, cut by original into" if n_parts == 1 else f"{n_parts} parts in"
     text += f" {n_folds} folds"

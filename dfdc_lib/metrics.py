@@ -25,7 +25,7 @@ def at_base_rate(p_fake: float, rate: float) -> float:
     0.9 becomes 0.083 where one video in a hundred is fake.
     """
     if not 0 < rate < 1:
-        raise ValueError(f"a base rate lies between 0 and 1, got {rate}")
+        raise ValueError(f"a base rate must lie between 0 and 1, got {rate}")
     fakes, reals = p_fake * rate, (1 - p_fake) * (1 - rate)
     return fakes / (fakes + reals)
 

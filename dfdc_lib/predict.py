@@ -26,14 +26,14 @@ from dfdc_lib.video import VideoError, VideoInfo, in_groups, probe, read_frames,
 BATCH = {"cpu": 8, "cuda": 32}  # crops that a model gets at once
 FACE_COLUMNS = ["frame_idx", "seconds", "face_idx", "x0", "y0", "x1", "y1", "certainty"]
 FACE_KEY = ["frame_idx", "face_idx"]
-FEW_FACES = 12  # without so many `confident_strategy` is never sure of a fake
-SMALL_FACE = 48  # pixels; the traces of a fake go in smaller ones (experiments/limits.csv)
+FEW_FACES = 12  # with fewer, `confident_strategy` is never sure of a fake
+SMALL_FACE = 48  # pixels; smaller ones lose the traces of a fake (experiments/limits.csv)
 NO_FACES = pd.DataFrame(columns=[*FACE_COLUMNS, "checkpoint", "p_fake"])
 
 
 @dataclass
 class Verdict:
-    """What we say of one video: p_fake from the frames that could be read; None without a face.
+    """What we say about one video: p_fake from the frames that could be read; None without a face.
 
     status: "ok", "short" (fewer frames than asked for, or the file breaks off), "decode_error",
     "detect_error", "no_face", "no_video_stream", "unreadable", "too_large", "missing_file" or
@@ -66,7 +66,7 @@ class Verdict:
             told.append(f"only {self.n_faces} pictures of faces: {needs}")
         if width < SMALL_FACE:
             told.append(
-                f"half of the faces are at most {width:.0f} pixels wide: a fake's traces go"
+                f"half of the faces are at most {width:.0f} pixels wide: a fake's traces vanish"
             )
         return told
 
@@ -112,7 +112,7 @@ class Scorer(NamedTuple):
 
 
 class Seen(NamedTuple):
-    """What was seen of a video, before any score. status, reason, n_frames: as in `Verdict`."""
+    """What was seen in a video, before any score. status, reason, n_frames: as in `Verdict`."""
 
     status: str
     reason: str = ""
@@ -154,7 +154,7 @@ def complete_config(config: PredictConfig, cards: Iterable[ModelCard]) -> Predic
     wanted = {config.procedure or card.procedure for card in cards}
     if len(wanted) > 1:
         fix = "choose --procedure slides or upstream"
-        raise ValueError(f"these checkpoints go with different procedures: {fix}")
+        raise ValueError(f"these checkpoints need different procedures: {fix}")
     return replace(config, procedure=wanted.pop())
 
 
@@ -190,7 +190,7 @@ def cut_video(path: Path, config: PredictConfig, cuts: Iterable[Cut]) -> Seen:
         for several in in_groups(read_frames(path, wanted, info), DETECT_AT_ONCE):
             for (frame_idx, picture), faces in zip(several, _detect(several, config), strict=True):
                 if isinstance(faces, str):
-                    failed = f"no detection in frame {frame_idx} ({faces})"
+                    failed = f"detection failed in frame {frame_idx} ({faces})"
                     continue
                 views = [{cut: cut_crop(picture, box, cut) for cut in cuts} for box in faces.boxes]
                 linker.notice_cut(picture)
@@ -209,7 +209,7 @@ def cut_video(path: Path, config: PredictConfig, cuts: Iterable[Cut]) -> Seen:
     except VideoError as error:
         status, reason = error.status, error.reason
     except MemoryError:
-        status, reason = "out_of_memory", "memory does not hold it"
+        status, reason = "out_of_memory", "it doesn't fit into memory"
     except OSError as error:  # another run tries again
         status, reason = "unreadable", str(error)
     except (ValueError, RuntimeError, cv2.error) as error:  # the other videos must go on
@@ -218,7 +218,7 @@ def cut_video(path: Path, config: PredictConfig, cuts: Iterable[Cut]) -> Seen:
 
 
 def choose_frames(info: VideoInfo, config: PredictConfig) -> np.ndarray:
-    """The numbers of the frames to look at, evenly over the video or over each of its windows."""
+    """The numbers of the frames to sample, evenly over the video or each of its windows."""
     windows = info.times // (config.every_seconds or np.inf)
     each = np.split(np.arange(info.n_frames), np.flatnonzero(np.diff(windows)) + 1)
     return np.concatenate([own[spread_indices(len(own), config.frames)] for own in each])
@@ -231,7 +231,7 @@ def describe_decoding(decoded: int, wanted: int, asked: int, missing: int) -> tu
     if missing:
         return "short", f"the file ends {missing} frames before its header says"
     if wanted < asked:
-        return "short", f"{wanted} of {asked} frames: it has no more"
+        return "short", f"{wanted} of {asked} frames: the video has no more"
     return "ok", ""
 
 
@@ -289,7 +289,7 @@ def score_crops(
 def conclude_video(
     path: Path, seen: Seen, scores: deque[list[float]], names: Iterable[str], config: PredictConfig
 ) -> Verdict:
-    """Make a verdict of what was seen, and take its crops' scores, the first, out of `scores`."""
+    """Make a verdict from what was seen; take its crops' scores off the front of `scores`."""
     status, reason, p_fake, faces = seen.status, seen.reason, None, NO_FACES
     if by_crop := [scores.popleft() for _ in seen.crops]:
         by_model = zip(names, zip(*by_crop, strict=True), strict=True)

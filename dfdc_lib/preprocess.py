@@ -26,7 +26,7 @@ from dfdc_lib.video import VideoError, in_groups, probe, read_frames
 PROBLEMS = {  # stage → status → what is wrong, the worst first
     "detect": {
         "decode_error": "of {} frames can't be decoded",
-        "short": "frames that the header promises are not there",
+        "short": "frames that the header promises are missing",
         "no_face": "frames show no face",
     },
     "crop": {
@@ -38,14 +38,14 @@ PROBLEMS = {  # stage → status → what is wrong, the worst first
     "masks": {
         "broken_crop": "crops or their partners can't be read",
         "missing_partner": "crops have no real partner",
-        "shape_mismatch": "pairs are too small or unlike in size",
+        "shape_mismatch": "pairs are too small or differ in size",
     },
 }
 Problems = defaultdict[str, list]  # status → the frames or files where it occurred
 
 
 class Outcome(NamedTuple):
-    """What a stage made of a video: how many faces, crops or masks, and the worst problem."""
+    """What a stage made from a video: how many faces, crops or masks, and the worst problem."""
 
     stage: str
     status: str
@@ -58,8 +58,8 @@ def detect_faces(
 ) -> Iterator[tuple[np.ndarray, dict]]:
     """Find faces in frames (frame_idx, picture): yield each picture and its entry in a boxes file.
 
-    It holds frame_idx, size (width, height) and, for each face, face_idx (who it is), what `Faces`
-    holds as boxes, scores and landmarks, and places (see `place_crop`).
+    The entry holds frame_idx, size (width, height) and, per face, face_idx (who it is), the boxes,
+    scores and landmarks of `Faces`, and places (see `place_crop`).
     """
     linker = FaceLinker()
     for several in in_groups(frames, DETECT_AT_ONCE):
@@ -74,7 +74,7 @@ def detect_faces(
 
 
 def place_crop(box, margin: Margin, width: int, height: int) -> list[int] | None:
-    """Place the crop of a box as `add_margin` does; None if nothing of it is in the frame."""
+    """Place the crop of a box as `add_margin` does; None if none of it is in the frame."""
     try:
         return list(add_margin(box, margin, width, height))
     except ValueError:
@@ -82,7 +82,7 @@ def place_crop(box, margin: Margin, width: int, height: int) -> list[int] | None
 
 
 def cut_faces(picture: np.ndarray, frame: dict, folder: Path, problems: Problems) -> None:
-    """Write the crops of `frame`, an entry of a boxes file; note what can't be cut."""
+    """Write the crops of `frame`, an entry of a boxes file; record what can't be cut."""
     size, expected = picture.shape[1::-1], tuple(frame["size"])
     if size != expected:
         told = "{} ({} x {}, its original {} x {})".format(frame["frame_idx"], *size, *expected)
@@ -171,11 +171,11 @@ def process_video(
     config: PreprocessConfig,
     video_id: str,
     original_id: str,
-    stages: Sequence[str],  # of an original detect and crop, of a fake crop and masks
+    stages: Sequence[str],  # of an original: detect and crop; of a fake: crop and masks
 ) -> list[Outcome]:
     """Take one video through some stages: a worker's job. A failure becomes a status.
 
-    Raises OSError if nothing can be written: no video's fault, so the run ends.
+    Raises OSError if nothing can be written: no video is to blame, so the run ends.
     """
     folder = work.unfinished / f"{video_id}.{uuid.uuid4().hex}"
     try:
@@ -195,7 +195,7 @@ def process_video(
     except FileNotFoundError as error:
         return [Outcome(stages[0], "missing_file", 0, str(error))]
     except MemoryError:
-        return [Outcome(stages[0], "out_of_memory", 0, "this machine's memory does not hold it")]
+        return [Outcome(stages[0], "out_of_memory", 0, "it doesn't fit into this machine's memory")]
     except (ValueError, RuntimeError, OSError, cv2.error) as error:
         _blame_disk(error, work)
         return [Outcome(stages[0], "error", 0, f"{type(error).__name__}: {error}")]
@@ -204,7 +204,7 @@ def process_video(
 
 
 def _take_place(folder: Path, work: WorkFolder, video_id: str) -> None:
-    """Move what a job made into place, unless a worker that seemed dead was first."""
+    """Move what a job made into place, unless a worker that seemed dead came first."""
     stages = [name for name in os.listdir(folder) if name == "detect" or os.listdir(folder / name)]
     made = [(folder / stage, work.artifact(stage, video_id)) for stage in stages]
     if all(path.exists() for _, path in made):

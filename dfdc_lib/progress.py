@@ -17,7 +17,7 @@ def require(there: object, reason: str) -> None:
 
 
 def text_progress(what: str) -> Callable[..., None]:
-    """Return a function (done, total[, loss]) that prints about ten lines in all."""
+    """Return a function (done, total[, loss]) that prints about ten lines in total."""
     shown = -1
 
     def print_tenths(done: int, total: int, loss: float | None = None) -> None:
@@ -59,4 +59,4 @@ def run_command(command: Sequence[str], folder: Path | None = None) -> None:
     if kind.endswith(NotEnough.__name__):
         raise NotEnough(reason)
     last = ended.stdout[-3000:]
-    raise RuntimeError(f"{' '.join(command)} ended with {ended.returncode}:\n{last}")
+    raise RuntimeError(f"{' '.join(command)} ended with exit code {ended.returncode}:\n{last}")

@@ -7,7 +7,7 @@ from skimage.metrics import structural_similarity
 def ssim_difference(real: np.ndarray, fake: np.ndarray) -> np.ndarray:
     """Return 1 - SSIM per pixel as a mask (H, W) uint8, from 0 (equal) to 255.
 
-    real, fake: (H, W, 3) uint8 RGB of one shape, at least 7 x 7, or else ValueError. Averaged over
+    real, fake: (H, W, 3) uint8 RGB of one shape, at least 7 x 7 (else ValueError). Averaged over
     the channels; negative SSIM counts as 0. Source: Wang et al. 2004, as the slides use it.
     """
     if real.shape != fake.shape:

@@ -20,22 +20,22 @@ import numpy as np
 from filelock import FileLock, Timeout
 
 LARGEST_JSON = 2**28  # bytes. The largest metadata.json of DFDC has under 1 MB
-LARGEST_CROP = 2**26  # pixels: a frame of cinema's 8K, and as much again
-NO_LOCKS = (errno.ENOSYS, errno.ENOLCK, errno.ENOTSUP)  # what disks answer that know no locks
+LARGEST_CROP = 2**26  # pixels: a frame of cinema 8K, and as much again
+NO_LOCKS = (errno.ENOSYS, errno.ENOLCK, errno.ENOTSUP)  # what a disk without locks answers
 _shorten = reprlib.Repr()
 _shorten.maxstring = _shorten.maxother = 80
-show = _shorten.repr  # a value from a file in a message: as Python writes it, but never long
+show = _shorten.repr  # a file's value for a message: as Python writes it, but never long
 
 
 class DamagedFile(ValueError):
-    """A file that holds something else than it must; the message names the file and what to do."""
+    """A file that doesn't hold what it must; the message names the file and what to do."""
 
 
 @contextmanager
 def appear_whole(path: Path) -> Iterator[Path]:
     """Yield a temporary path beside `path`; the file or folder made there then takes that name.
 
-    A failed block leaves what stood there before, and nothing else.
+    A block that fails leaves what was there before, and nothing else.
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -51,7 +51,7 @@ def appear_whole(path: Path) -> Iterator[Path]:
 
 
 def remove(path: Path) -> None:
-    """Remove a file, or a folder and all that is in it, or nothing."""
+    """Remove a file, or a folder and everything in it, if there is one."""
     if path.is_dir() and not path.is_symlink():
         shutil.rmtree(path)
     else:
@@ -60,13 +60,13 @@ def remove(path: Path) -> None:
 
 @contextmanager
 def hold(path: Path) -> Iterator[None]:
-    """Let only this process write a file, by <path>.lock. Raises ValueError in a second one."""
+    """Let only this process write a file, with <path>.lock. Raises ValueError in a second one."""
     path.parent.mkdir(parents=True, exist_ok=True)
     lock = FileLock(f"{path}.lock", fallback_to_soft=False)
     try:
         lock.acquire(timeout=0)
     except Timeout:
-        raise ValueError(f"another process writes {path}: let that one end first") from None
+        raise ValueError(f"another process is writing {path}: let it finish first") from None
     except (NotImplementedError, OSError) as error:
         if isinstance(error, OSError) and error.errno not in NO_LOCKS:
             raise
@@ -85,7 +85,7 @@ def digest_file(path: Path) -> str:
 
 
 def file_size(path: Path) -> int | None:
-    """Bytes; None where there is no such file, or it may not be looked at."""
+    """Bytes; None if there is no such file, or we may not look at it."""
     try:
         return os.stat(path).st_size
     except OSError:
@@ -110,10 +110,10 @@ def write_csv(path: Path, table) -> None:
 
 
 def read_json(path: Path):
-    """Read a JSON file. Raises FileNotFoundError, or DamagedFile where it can't be used."""
+    """Read a JSON file. Raises FileNotFoundError, or DamagedFile if it can't be used."""
     path, size = Path(path), os.stat(path).st_size
     if not path.is_file():  # a pipe would block, a device never end
-        raise DamagedFile(f"{path} is a folder, a pipe or a device, and not a file")
+        raise DamagedFile(f"{path} is a folder, a pipe or a device, not a file")
     if size > LARGEST_JSON:
         raise DamagedFile(f"{path} is too large for JSON: it has {size:,} bytes")
     try:
@@ -121,7 +121,7 @@ def read_json(path: Path):
     except OSError as error:
         raise DamagedFile(f"{path} can't be read ({error.strerror})") from error
     except (ValueError, RecursionError) as error:
-        raise DamagedFile(f"{path} is not JSON that can be used: {error}") from error
+        raise DamagedFile(f"{path} is not usable JSON: {error}") from error
 
 
 def _refuse_repeats(pairs: list[tuple]) -> dict:
@@ -132,7 +132,7 @@ def _refuse_repeats(pairs: list[tuple]) -> dict:
 
 
 def read_record(path: Path, names: set[str], fix: str) -> dict:
-    """Read a JSON object of our own, with these names at least. Raises as `read_json`."""
+    """Read a JSON object that we wrote, with at least these names. Raises what `read_json` does."""
     stored = read_json(path)
     if not isinstance(stored, dict) or not names <= set(stored):
         raise DamagedFile(f"{path} is not what `dfdc` writes: {fix}")
@@ -146,7 +146,7 @@ class Journal:
         self.path = Path(path)
 
     def lines(self) -> list[str]:
-        """The whole lines, oldest first; none where there is no such file."""
+        """The complete lines, oldest first; none if there is no such file."""
         if not self.path.exists():
             return []
         return self.path.read_text(encoding="utf-8").split("\n")[:-1]
@@ -162,24 +162,24 @@ class Journal:
 
 
 class WorkFolder:
-    """Where the artifacts of one data set lie. Nothing is created until a stage writes."""
+    """Where the artifacts of one data set are. Nothing is created until a stage writes."""
 
     def __init__(self, root: Path):
         self.root = Path(root)
-        self.recipe = self.root / "recipe.json"  # what all else was made with
+        self.recipe = self.root / "recipe.json"  # what everything else was made with
         self.status = self.root / "status.csv"  # the journal
         self.folds = self.root / "folds.csv"
-        self.unfinished = self.root / ".unfinished"  # where workers write at first
+        self.unfinished = self.root / ".unfinished"  # where workers write first
 
     @classmethod
     def beside(cls, data: Path) -> "WorkFolder":
-        """The default: `work/<name>` beside the data folder; of a single part, beside all data."""
+        """The default: `work/<name>` beside the data folder; for a single part, beside all data."""
         data = Path(data).resolve()
         beside = data.parent if data.name.startswith("dfdc_train_part_") else data
         return cls(beside.parent / "work" / data.name)
 
     def read_recipe(self) -> dict:
-        """The data set's name, the settings (`PreprocessConfig.to_json`), libraries' versions."""
+        """The data set's name, the settings (`PreprocessConfig.to_json`) and library versions."""
         if not self.recipe.exists():
             raise FileNotFoundError(f"{self.recipe} is missing: run `dfdc preprocess` first")
         fix = "make the folder again, with `dfdc preprocess --overwrite`"
@@ -204,12 +204,12 @@ class WorkFolder:
         return self.root / "masks" / fake_id
 
     def artifact(self, stage: str, video_id: str) -> Path:
-        """What a stage makes of a video: its boxes file, or its folder of crops or masks."""
+        """What a stage makes from a video: its boxes file, or its folder of crops or masks."""
         return {"detect": self.boxes, "crop": self.crops, "masks": self.masks}[stage](video_id)
 
     def run(self, name: str) -> Path:
         if Path(name).name != name or not name.strip("."):
-            raise ValueError(f"a run's name is a plain word, got {name!r}")
+            raise ValueError(f"a run's name must be a plain word, got {name!r}")
         return self.root / "runs" / name
 
 
@@ -218,17 +218,17 @@ def face_file(frame_idx: int, face_idx: int) -> str:
     return f"{frame_idx}_{face_idx}.png"
 
 
-@lru_cache(100_000)  # a data set has millions of them, of few names
+@lru_cache(100_000)  # a data set has millions of files, but few names
 def parse_face_file(name: str) -> tuple[int, int]:
     """Undo `face_file`: return (frame_idx, face_idx). Raises DamagedFile for any other name."""
     found = re.fullmatch(r"(\d{1,9})_(\d{1,9})\.png", name, re.ASCII)
     if found is None:
-        raise DamagedFile(f"{name} is not named <frame_idx>_<face_idx>.png: it is no crop")
+        raise DamagedFile(f"{name} is not a crop: those are named <frame_idx>_<face_idx>.png")
     return int(found[1]), int(found[2])
 
 
 def list_faces(folder: Path) -> list[tuple[int, int]]:
-    """(frame_idx, face_idx) of each picture in a folder, in order; none without such a folder."""
+    """(frame_idx, face_idx) of each picture in a folder, in order; none if it doesn't exist."""
     try:
         names = [name for name in os.listdir(folder) if name.endswith(".png")]
         return sorted(map(parse_face_file, names))
@@ -257,11 +257,11 @@ def read_png(path: Path, how: int = cv2.IMREAD_COLOR_RGB) -> np.ndarray:
     data = Path(path).read_bytes()
     head = re.match(rb"\x89PNG\r\n\x1a\n.{4}IHDR(.{8})", data, re.DOTALL)
     width, height = struct.unpack(">II", head[1]) if head else (0, 0)
-    # A tiny file can declare a picture that fills the memory; and decoders fill what a truncated
-    # one lacks with black.
+    # A tiny file can declare a picture that fills the memory, and decoders fill the missing part of
+    # a truncated one with black.
     whole = 0 < width * height <= LARGEST_CROP and data.endswith(b"IEND\xaeB`\x82")
     picture = cv2.imdecode(np.frombuffer(data, np.uint8), how) if whole else None
     if picture is None:
-        fix = "`dfdc doctor --work WORK --pictures --strike` lets it be made again"
+        fix = "`dfdc doctor --work WORK --pictures --strike` marks it to be made again"
         raise DamagedFile(f"not a readable picture: {path}; {fix}")
     return picture

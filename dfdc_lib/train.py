@@ -1,9 +1,9 @@
-"""Training: the loop, plainly. Underneath, accelerate: mixed precision, processes, CPU or GPUs.
+"""The training loop, written out; accelerate handles mixed precision, processes, CPU or GPUs.
 
-A run writes to runs/<name>/: config.json, metrics.csv (one line an epoch), last.pt (all it needs to
-go on), best.pt (the weights with the lowest validation loss) and held_out.csv (p_fake of each held-
-out crop). All randomness follows from the seed, the epoch and the step: a run that was interrupted
-ends as if it had not been, on a CPU bit for bit.
+A run writes to runs/<name>/: config.json, metrics.csv (a line per epoch), last.pt (all it needs to
+resume), best.pt (the weights with the lowest validation loss) and held_out.csv (p_fake of each
+held-out crop). All randomness follows from the seed, the epoch and the step: an interrupted run
+ends as if it had never stopped, on a CPU bit for bit.
 """
 
 import importlib.metadata
@@ -37,8 +37,8 @@ class Run:
     folder: Path
     model: DeepfakeClassifier
     losses: list[float]  # of each step
-    metrics: pd.DataFrame  # one row an epoch: epoch, step, train_loss, …, valid_loss, …
-    held_out: pd.DataFrame | None  # one row a validation crop, with the last validation's p_fake
+    metrics: pd.DataFrame  # a row per epoch: epoch, step, train_loss, …, valid_loss, …
+    held_out: pd.DataFrame | None  # a row per validation crop, with the last validation's p_fake
     finished: bool
 
     @property
@@ -46,10 +46,10 @@ class Run:
         return self.folder / "last.pt"
 
     def require_finished(self) -> "Run":
-        """Return itself, or raise KeyboardInterrupt: a script of many runs then stops too."""
+        """Return the run, or raise KeyboardInterrupt: a script of many runs then stops too."""
         if not self.finished:
             stopped = f"{self.folder} was stopped after step {len(self.losses)}"
-            raise KeyboardInterrupt(f"{stopped}; the next call goes on")
+            raise KeyboardInterrupt(f"{stopped}; the next call resumes it")
         return self
 
 
@@ -64,12 +64,12 @@ def train(
     keep_every: int = 0,
     progress: Callable[[int, int, float], None] = lambda step, total, loss: None,
 ) -> Run:
-    """Train a classifier on all folds but `config.fold`, or go on where a run of this name stopped.
+    """Train a classifier on all folds but `config.fold`, or resume the run of this name.
 
-    pretrained: see `model.DeepfakeClassifier`. workers: processes that read crops; a script needs
-    `if __name__ == "__main__":` then. save_every: steps from one last.pt to the next. keep_every:
-    epochs from one epoch_<number>.pt to the next; 0: none. Other settings or data than the run's
-    raise ValueError, unless `overwrite`. Ctrl-C and SIGTERM save and return the unfinished run.
+    pretrained: see `model.DeepfakeClassifier`. workers: processes that read crops; a script then
+    needs `if __name__ == "__main__":`. save_every: steps from one last.pt to the next. keep_every:
+    epochs from one epoch_<number>.pt to the next; 0: none. Settings or data unlike the run's raise
+    ValueError, unless `overwrite`. Ctrl-C and SIGTERM save and return the unfinished run.
     progress(step, steps, loss) is called after each step.
     """
     crops = dataset.read_folds(work)
@@ -167,9 +167,9 @@ class Trainer:
                 break
 
     def load_batches(self, rows: pd.DataFrame) -> Iterator[tuple[Tensor, Tensor, int]]:
-        """Yield what is left to learn: pictures (N, 3, S, S), labels (N,), how many were broken.
+        """Yield the remaining batches: pictures (N, 3, S, S), labels (N,), how many were broken.
 
-        Processes share every step's items: two see together what one with the doubled batch sees.
+        Processes split every step's items: two see together what one with twice the batch sees.
         """
         config, goal = self.config, {"device": self.device, "non_blocking": True}
         items = config.batch // 2 if config.paired else config.batch  # of one process and step
@@ -191,7 +191,7 @@ class Trainer:
                 yield pictures, labels.to(**goal), broken
 
     def set_train_mode(self) -> None:
-        """Make the network ready to learn; drop-path draws from a stream of its own each step."""
+        """Switch the network to training; each step's drop-path has a random stream of its own."""
         torch.manual_seed(dataset.stream_seed(self.config.seed, self.step, self.rank, 1))
         self.model.train()
         if self.config.freeze_batchnorm:
@@ -202,7 +202,7 @@ class Trainer:
     def cut_batch(self, pictures: Tensor, labels: Tensor) -> Iterator[tuple]:
         """Yield (pictures, labels, context) of each part; the last one's exchanges gradients."""
         n_parts = self.config.accumulate
-        if n_parts > 1:  # the same for all processes, also where one has broken pictures
+        if n_parts > 1:  # the same for all processes, even if one has broken pictures
             sizes = self.accelerator.gather(torch.tensor([len(labels)], device=self.device))
             n_parts = min(n_parts, int(sizes.min()))
         parts = zip(pictures.tensor_split(n_parts), labels.tensor_split(n_parts), strict=True)
@@ -236,7 +236,7 @@ class Trainer:
         return pd.concat(gather_object([mine])).sort_index()
 
     def save(self) -> None:
-        """Write last.pt: all that is needed to go on."""
+        """Write last.pt: everything needed to resume."""
         if self.rank == 0:
             training: dict = {name: thing.state_dict() for name, thing in self.stateful.items()}
             history = {"losses": self.losses, "broken": self.broken, "epochs": self.epochs}
@@ -244,13 +244,13 @@ class Trainer:
             save_checkpoint(self.folder / "last.pt", self.plain, training)
 
     def load(self, overwrite: bool) -> None:
-        """Go on from last.pt, if there is one of the same settings and data; else begin."""
+        """Resume from last.pt, if there is one with the same settings and data; else begin."""
         path = self.folder / "last.pt"
         stored: dict = {}
         with suppress(ValueError) if overwrite else nullcontext():  # a damaged one is replaced
             stored = read_weights(path) if path.exists() else {}
         training = stored.get("training", {"made_from": {"settings": {}}})
-        # A setting that did not exist then has its default.
+        # A setting that did not exist then gets its default.
         settings = asdict(TrainConfig()) | training["made_from"]["settings"]
         if training["made_from"] | {"settings": settings} == self.made_from:
             self.plain.load_state_dict(stored["state_dict"])
@@ -277,9 +277,9 @@ class Trainer:
         write_json(self.folder / "config.json", self.made_from | about)
 
     def finish(self, held_out: pd.DataFrame) -> Run:
-        """Write the held-out crops with their scores, and hand everything over."""
+        """Write the held-out crops with their scores, and return the run."""
         finished = self.step == self.config.steps
-        if finished and self.scored is None:  # it was finished before this call
+        if finished and self.scored is None:  # it had finished before this call
             self.scored = self.score_rows(held_out)
         if finished and self.rank == 0:
             write_csv(self.folder / "held_out.csv", self.scored)
@@ -288,8 +288,8 @@ class Trainer:
 
 
 def make_accelerator(precision: MixedPrecision):
-    """accelerate's handle. Raises ValueError for processes that would overwrite each other, and for
-    a precision that the device does not compute in."""
+    """Make accelerate's handle. Raises ValueError if processes would overwrite each other, or if
+    the device can't compute in this precision."""
     from accelerate import Accelerator
     from accelerate.state import AcceleratorState
 
@@ -297,12 +297,12 @@ def make_accelerator(precision: MixedPrecision):
 
     if precision != "no":
         choose_precision(precision, torch.device("cuda" if torch.cuda.is_available() else "cpu"))
-    AcceleratorState._reset_state()  # else a Python process would know its first precision only
+    AcceleratorState._reset_state()  # else a Python process would keep its first precision
     accelerator = Accelerator(mixed_precision=precision, cpu=not torch.cuda.is_available())
     names = ("WORLD_SIZE", "OMPI_COMM_WORLD_SIZE", "SLURM_STEP_NUM_TASKS")
     announced = max(int(os.environ.get(name, 1)) for name in names)
     if accelerator.num_processes == 1 and announced > 1:
-        raise ValueError(f"{announced} processes do not see each other: start them by torchrun")
+        raise ValueError(f"{announced} processes do not see each other: start them with torchrun")
     return accelerator
 
 
@@ -323,7 +323,7 @@ def balanced_loss(
 ) -> Tensor:
     """Mean of the reals' and the fakes' cross-entropy, so that neither class outweighs the other.
 
-    logits, labels: (N,). counts: of the whole batch, where these are a part of it; the losses of
+    logits, labels: (N,). counts: of the whole batch, if these are a part of it; the losses of
     the parts then add up. Source: upstream's code, which clips the labels.
     """
     losses = nn.functional.binary_cross_entropy_with_logits(
@@ -340,7 +340,7 @@ def class_counts(labels: Tensor) -> Tensor:
 
 
 def measure_losses(scored: pd.DataFrame) -> dict[str, float]:
-    """valid_loss: upstream's, over crops, each class by itself; valid_video_<name>: of videos."""
+    """valid_loss: upstream's, over crops, each class by itself; valid_video_<name>: over videos."""
     by_class = [log_loss(crops.label, crops.p_fake) for _, crops in scored.groupby("label")]
     videos = {f"valid_video_{name}": score_videos(scored, name) for name in STRATEGIES}
     of_videos = {name: log_loss(table.label, table.p_fake) for name, table in videos.items()}

@@ -1,6 +1,6 @@
 """Decode exact frames of a video, as a player shows them: (H, W, 3) uint8 RGB.
 
-A picture counts as a video of one frame.
+A picture counts as a video with one frame.
 """
 
 import importlib
@@ -26,13 +26,13 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 from dfdc_lib.jobs import count_cores
 
 Frames = Iterator[tuple[int, np.ndarray]]  # (frame_idx, picture)
-# FFmpeg's names of what is read. No playlists: those make it open other files and addresses.
+# FFmpeg's names of what we read. No playlists: they make it open other files and addresses.
 CONTAINERS = "mov,matroska,avi,mpegts,mpeg,flv,asf,ogg,mxf,rm,h264,hevc,mpegvideo,m4v,dv,ivf,nut"
-LARGEST_FRAME = 8192 * 4320  # pixels: some kilobytes can ask for frames that fill the memory
+LARGEST_FRAME = 8192 * 4320  # pixels: a few kilobytes can declare frames that fill the memory
 
 
 def printable(path: Path | str) -> str:
-    """A path that every terminal and table takes: bytes that are not UTF-8 are replaced."""
+    """A path as any terminal or table can show it: bytes that are not UTF-8 are replaced."""
     return os.fsencode(path).decode(errors="replace")
 
 
@@ -53,7 +53,7 @@ class VideoError(Exception):
 
 @dataclass(frozen=True)
 class VideoInfo:
-    """What `probe` says of a video; the size is that of its first frame, in square pixels."""
+    """What `probe` says about a video; the size is its first frame's, in square pixels."""
 
     width: int
     height: int
@@ -64,26 +64,26 @@ class VideoInfo:
     times: np.ndarray = field(default_factory=lambda: np.zeros(1), compare=False, repr=False)
     # the frame_idx of each packet that is shown
     numbers: dict[int, int] = field(default_factory=dict, compare=False, repr=False)
-    pixel_aspect: float = field(default=1.0, compare=False)  # width by height, as stored
+    pixel_aspect: float = field(default=1.0, compare=False)  # width over height, as stored
     orientation: tuple[int, ...] = field(default=(1, 0, 0, 1), compare=False)  # as read
 
 
 def open_container(path: Path) -> tuple[InputContainer, av.VideoStream]:
     """Open a video with PyAV: the container, to be closed, and the stream that a player shows.
 
-    That is the one marked as default, else the first; a cover is none. Each frame's `opaque` will
-    be its packet's. Raises FileNotFoundError, or VideoError with status `unreadable`,
+    That is the one marked as default, or else the first; cover art doesn't count. Each frame gets
+    its packet's `opaque`. Raises FileNotFoundError, or VideoError with status `unreadable`,
     `no_video_stream` or `too_large`.
     """
     if os.path.exists(path) and not os.path.isfile(path):
-        raise VideoError("unreadable", path, "a folder, a pipe or a device, and not a file")
+        raise VideoError("unreadable", path, "a folder, a pipe or a device, not a file")
     limits = {"format_whitelist": CONTAINERS, "protocol_whitelist": "file"}
     try:  # the absolute path: a file may be called `http:…`
         container = av.open(os.path.abspath(path), metadata_errors="replace", options=limits)
     except FileNotFoundError as error:
         raise FileNotFoundError(f"no such video: {printable(path)}") from error
     except av.error.FFmpegError as error:
-        unlisted = "its format is none of MP4, MOV, MKV, WebM, AVI, TS, MPEG, MXF, …"
+        unlisted = "its format is not MP4, MOV, MKV, WebM, AVI, TS, MPEG, MXF, …"
         why = unlisted if isinstance(error, av.error.ArgumentError) else error.strerror
         raise VideoError("unreadable", path, f"not a video that FFmpeg can open ({why})") from error
     streams = [s for s in container.streams.video if not s.disposition & Disposition.attached_pic]
@@ -99,24 +99,22 @@ def open_container(path: Path) -> tuple[InputContainer, av.VideoStream]:
     stream.thread_count = 1  # worker processes must not fight for cores
     stream.codec_context.copy_opaque = True
     stream.codec_context.options = {"max_pixels": str(LARGEST_FRAME)}
-    stream.codec_context.flags |= (
-        Flags.unaligned
-    )  # else a stream that is cropped at its left is not
+    stream.codec_context.flags |= Flags.unaligned  # else cropping on the left is ignored
     return container, stream
 
 
 class _Packet(NamedTuple):
-    """What a packet says of the frame in it, without decoding."""
+    """What a packet says about the frame in it, without decoding."""
 
     pts: int | None  # when it is shown
     dts: int | None  # when it is decoded
     is_key: bool
-    is_shown: bool  # not cut away by an edit list, nor only there for others to be predicted from
+    is_shown: bool  # not cut by an edit list, nor there only to predict other frames from
 
 
 @cache
 def picture_formats() -> list[str]:
-    """Pillow's names of the pictures that can be read here."""
+    """Pillow's names of the picture formats that can be read here."""
     Image.init()
     with suppress(ImportError):
         importlib.import_module("pillow_heif").register_heif_opener()
@@ -124,7 +122,7 @@ def picture_formats() -> list[str]:
 
 
 def read_picture(path: Path) -> np.ndarray | None:
-    """A picture, turned as its Exif data ask; None for what is no picture. Raises VideoError."""
+    """Read a picture, turned as its Exif data say; None if it isn't one. Raises VideoError."""
     if not os.path.isfile(path):
         return None
     try:
@@ -195,17 +193,17 @@ def _count_missing(stream: av.VideoStream, packets: list[_Packet], is_avi: bool)
     times = [packet.dts for packet in packets if packet.dts is not None]
     if not is_avi or len(times) < max(len(packets), 2):
         return max(stream.frames - len(packets), 0)
-    # An AVI's header also counts the chunks of 0 bytes, in which a frame stays, at the end too.
+    # An AVI's header also counts empty chunks, which repeat a frame, even at the end.
     steps = np.diff(np.array(times))
     return max(int((stream.frames - times[-1] - steps.max()) // max(np.median(steps), 1)), 0)
 
 
 def _number_by_times(packets: Sequence[_Packet], reorders: bool) -> dict[int, int] | None:
-    """The frame number of each packet that is shown; None where the times can't be believed.
+    """The frame number of each packet that is shown; None if the times can't be trusted.
 
-    They can't where one is missing or occurs twice; where a frame comes before the first key frame
-    (decoders leave it out); and where the decoder changes the order but the times do not: then they
-    say when to decode.
+    They can't if one is missing or occurs twice; if a frame comes before the first key frame
+    (decoders drop it); or if the decoder changes the order but the times don't: then they are the
+    times of decoding.
     """
     times = [packet.pts for packet in packets if packet.pts is not None]
     if len(set(times)) < len(packets):
@@ -229,9 +227,9 @@ def _number_by_decoding(path: Path) -> dict[int, int]:
 def iterate_frames(path: Path, indices: Iterable[int], info: VideoInfo | None = None) -> Frames:
     """Yield (frame_idx, frame) for the wanted frame numbers, in order, decoding the file once.
 
-    Frames that nobody needs are not even decoded. Seeking by number would be wrong where the rate
-    varies. A frame that can't be decoded shifts no other's number: it is known by its packet, not
-    by counting. Each frame has its own size. info: what `probe` said.
+    Frames that aren't needed are not even decoded. Seeking by number would go wrong where the rate
+    varies. A frame that can't be decoded shifts no other's number: frames are identified by their
+    packets, not counted. Each frame has its own size. info: what `probe` returned.
     """
     wanted, info, position = {int(i) for i in indices}, info or probe(path), -1
     if not info.numbers and (picture := read_picture(path)) is not None:
@@ -260,11 +258,11 @@ def iterate_frames(path: Path, indices: Iterable[int], info: VideoInfo | None = 
 
 
 def _demux(container: InputContainer, stream: av.VideoStream) -> Iterator[av.Packet]:
-    """The packets of a stream, numbered by `opaque`; where a file can't be read on, it ends."""
+    """The packets of a stream, numbered in `opaque`, as far as the file can be read."""
     number = 0
     try:
         for packet in container.demux(stream):
-            packet.opaque = (number,)  # an object of its own: PyAV knows them by their address
+            packet.opaque = (number,)  # a new object each time: PyAV tells them apart by address
             number += bool(packet.size)
             yield packet
     except av.error.FFmpegError:
@@ -277,7 +275,7 @@ def _packet_of(marked) -> int:
 
 
 def _decode(packet: av.Packet) -> list[tuple[int, av.VideoFrame | None]]:
-    """What a packet completes: the numbers of packets, and their frames; None for a broken one."""
+    """The frames that a packet completes, each with its packet's number; None for a broken one."""
     try:
         return [(_packet_of(frame), frame) for frame in packet.decode()]
     except av.error.FFmpegError:
@@ -288,12 +286,12 @@ def _read_orientation(frame: av.VideoFrame) -> tuple[int, ...]:
     """How the file asks players to turn and mirror its frames.
 
     (a, b, c, d) carries the pixel at (x, y) to (a x + c y, b x + d y), shifted into the picture. It
-    comes from the file's header, or from H.264's own message, at times with the first frame only.
-    Only quarter turns are followed.
+    comes from the file's header, or from H.264's own message, sometimes with the first frame only.
+    Only quarter turns are applied.
     """
     try:
         matrix: Any = frame.side_data.get("DISPLAYMATRIX", b"")
-    except ValueError:  # PyAV does not know of Exif data, which motion JPEG may carry
+    except ValueError:  # PyAV doesn't know Exif data, which motion JPEG may carry
         return 1, 0, 0, 1
     a, b, _, c, d, *_ = np.frombuffer(matrix, np.int32).tolist() or (1, 0, 0, 0, 1)
     largest = max(map(abs, (a, b, c, d)))
@@ -331,14 +329,14 @@ def read_frames(path: Path, wanted: Iterable[int], info: VideoInfo) -> Frames:
 
 
 def in_groups(items: Iterable, size: int) -> Iterator[list]:
-    """Lists of `size` items that follow each other; the last may be shorter."""
+    """Yield lists of `size` consecutive items; the last may be shorter."""
     items = iter(items)
     while group := list(islice(items, size)):
         yield group
 
 
 def run_ahead(items: Iterator, n_ahead: int) -> Iterator:
-    """Yield what `items` yields, made by a thread that is at most `n_ahead` items in front."""
+    """Yield what `items` yields, made by a thread that is at most `n_ahead` items ahead."""
     end = object()
     with ThreadPoolExecutor(1) as pool:
         waiting = deque(pool.submit(next, items, end) for _ in range(n_ahead))

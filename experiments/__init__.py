@@ -1,1 +1,1 @@
-"""Runs that take too long for a demo: each one command, each with a committed table."""
+"""Runs that take too long for a demo: one command each, and a committed table."""

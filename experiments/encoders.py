@@ -1,16 +1,17 @@
-"""B3 to B7's question, rehearsed: does a larger pretrained network tell fakes better, and what do
-sampling, smoothing and augmentation do? Writes experiments/encoders.csv (an hour on two cores).
+"""The question of B3 to B7, rehearsed: does a larger pretrained network spot fakes better, and what
+do sampling, smoothing and augmentation do? Writes experiments/encoders.csv (an hour on two cores).
 
     python -m experiments.encoders
 
 Networks learn a sample on which nothing was tuned, and score the 288 videos of another one. Lite0,
 Lite1 and Lite2 see pictures that grow as their own inputs do. "pretrained" and "from scratch": five
-seeds each, with the demo's steps, and with as many as fit into Lite0's time; a Lite0 from scratch
-with four times the steps. The ablations change one setting each of a pretrained Lite0, three seeds.
+seeds each, with the demo's steps, and with as many as fit into Lite0's time; and a Lite0 from
+scratch with four times the steps. Each ablation changes one setting of a pretrained Lite0, with
+three seeds.
 
-One line an arm and seed, then one of all seeds: video AUC and log loss (mean of a video's crops),
-and by how much both exceed those of the arm that `against` names, seed by seed. Intervals: 95 % by
-bootstrap over originals, the networks being what they are.
+One line per arm and seed, then one for all seeds: video AUC and log loss (mean of a video's crops),
+and by how much both exceed those of the arm in `against`, seed by seed. Intervals: 95 % by
+bootstrap over originals, with the networks fixed.
 """
 
 import argparse
@@ -30,8 +31,8 @@ from experiments.intervals import compare_seeds
 from experiments.training import Job, describe_run, prepare_both, train_all
 
 TABLE = Path(__file__).with_suffix(".csv")
-# Lite0's share of their own inputs (224, 240 and 260 pixels), so that all three shrink alike; and
-# the steps that take as long as Lite0's 75: one core, 0.84, 1.33 and 1.61 seconds a step.
+# The same share of their own inputs (224, 240 and 260 pixels) for all three; and the steps that
+# take as long as Lite0's 75: on one core, a step takes 0.84, 1.33 and 1.61 seconds.
 SIZES = {"lite0": 128, "lite1": 137, "lite2": 149}
 STEPS_IN_EQUAL_TIME = {"lite1": 47, "lite2": 39}
 PLAIN = replace(DEMO_TRAINING, paired=False)
@@ -43,7 +44,7 @@ class Arm(NamedTuple):
     config: TrainConfig
     pretrained: bool = True
     seeds: int = 3
-    against: str = ""  # the arm that it is compared with
+    against: str = ""  # the arm to compare it with
 
 
 def encoder_arms() -> Iterator[tuple[str, Arm]]:
@@ -66,7 +67,7 @@ ARMS = dict(encoder_arms()) | {
     "smoothing 0.01": Arm(replace(DEMO_TRAINING, smoothing=0.01), against="lite0"),
     "smoothing 0.1": Arm(replace(DEMO_TRAINING, smoothing=0.1), against="lite0"),
 }
-for kind in ("none", "slides", "hard"):  # hard can't augment pairs, so all three learn without
+for kind in ("none", "slides", "hard"):  # hard can't augment pairs, so all three do without them
     config = replace(PLAIN, augmentation=kind)
     ARMS[f"augmentation {kind}"] = Arm(config, against="the slides' draw, not pairs")
 
@@ -76,7 +77,7 @@ def run_name(arm: str, seed: int) -> str:
 
 
 def list_jobs(learned: WorkFolder, unseen: WorkFolder, arms: dict[str, Arm]) -> list[Job]:
-    """Every training, seed by seed, so that an early end has something of each arm."""
+    """Every training, seed by seed, so that a run that ends early has some of each arm."""
     return [
         Job(learned, run_name(name, seed), replace(arm.config, seed=seed), arm.pretrained, unseen)
         for seed in range(max(arm.seeds for arm in arms.values()))
@@ -86,7 +87,7 @@ def list_jobs(learned: WorkFolder, unseen: WorkFolder, arms: dict[str, Arm]) -> 
 
 
 def summarise(name: str, videos: dict[str, pd.DataFrame]) -> Iterator[dict]:
-    """Lines of one arm: each seed, then all of them, and how far they are from another arm.
+    """The lines of one arm: each seed, then all of them, and how far they are from another arm.
 
     videos: arm → columns video_id, label, original_id, seed, p_fake.
     """
@@ -109,11 +110,11 @@ def summarise(name: str, videos: dict[str, pd.DataFrame]) -> Iterator[dict]:
 
 
 def main() -> None:
-    """Train everything, or go on; write the table."""
+    """Train everything, or resume; write the table."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--workers", type=int, default=0, help="networks at once; 0: one a core")
+    parser.add_argument("--workers", type=int, default=0, help="networks at once; 0: one per core")
     workers = parser.parse_args().workers
     learned, unseen = prepare_both()
     scored = train_all(list_jobs(learned, unseen, ARMS), workers)

@@ -1,17 +1,17 @@
-"""What do several networks give, and which rule joins their scores best? Writes
-experiments/frame_scores.csv and experiments/ensembles.csv (an hour on two cores; half of it where
+"""What do several networks gain, and which rule joins their scores best? Writes
+experiments/frame_scores.csv and experiments/ensembles.csv (an hour on two cores; half of that if
 experiments/encoders.py has run).
 
     python -m experiments.ensembles
 
 Pretrained networks learn a sample on which nothing was tuned, and score 32 frames of each of the
 288 videos of another one, as `dfdc predict` does. "seed": 15 Lite0 with the demo's settings.
-"longer": four Lite0 with four times the steps; the last epochs of the first are "snapshot".
+"longer": four Lite0 with four times the steps; the last epochs of the first one are "snapshot".
 "larger": five Lite2. "larger, longer": two Lite2 with twice the steps.
 
-frame_scores.csv: one line a face, the p_fake of each "seed" and "longer" in a column.
-ensembles.csv: one line a model and video, joined by the mean and by the slides' strategy; `number`
-is the model's seed, or a snapshot's epoch.
+frame_scores.csv: one line per face, with a column for the p_fake of each "seed" and "longer".
+ensembles.csv: one line per model and video, joined by the mean and by the slides' strategy;
+`number` is the model's seed, or a snapshot's epoch.
 """
 
 import argparse
@@ -34,7 +34,7 @@ from experiments.training import UNSEEN, Job, describe_run, prepare_both, train_
 TABLE = Path(__file__).with_suffix(".csv")
 FRAME_SCORES = Path(__file__).with_name("frame_scores.csv")
 LARGER = replace(DEMO_TRAINING, encoder="lite2", size=SIZES["lite2"])
-# arm → (settings, networks, name of their runs: those of experiments/encoders.py are used again)
+# arm → (settings, networks, name of their runs: those of experiments/encoders.py are reused)
 ARMS = {
     "seed": (DEMO_TRAINING, 15, "lite0"),
     "longer": (replace(DEMO_TRAINING, steps=4 * DEMO_TRAINING.steps), 4, "lite0-longer"),
@@ -60,7 +60,7 @@ def list_jobs(learned: WorkFolder) -> list[Job]:
 
 
 def list_models(learned: WorkFolder) -> dict[str, Path]:
-    """Model → checkpoint, such as seed_0 and, by its epoch, snapshot_7."""
+    """Model → checkpoint; models are named seed_0 or, by epoch, snapshot_7."""
     models = {
         f"{arm}_{seed}": learned.run(f"{name}_{seed}") / "last.pt"
         for arm, (_, count, name) in ARMS.items()
@@ -71,7 +71,7 @@ def list_models(learned: WorkFolder) -> dict[str, Path]:
 
 
 def score_faces(videos: Sequence[Path], models: dict[str, Path]) -> pd.DataFrame:
-    """The faces of some videos: video_id, frame_idx, face_idx and a column a model."""
+    """Score the faces of some videos: video_id, frame_idx, face_idx and a column per model."""
     loaded = dict(zip(models, load_models(models.values(), COMPILED).values(), strict=True))
     tables = []
     for number, verdict in enumerate(predict_videos(videos, loaded, COMPILED), 1):
@@ -79,12 +79,12 @@ def score_faces(videos: Sequence[Path], models: dict[str, Path]) -> pd.DataFrame
         wide = verdict.faces.pivot_table(index=face, columns="checkpoint", values="p_fake")
         tables.append(wide.reset_index().assign(video_id=verdict.video.stem))
         if number % 24 == 0:
-            print(f"24 videos more are scored, of {len(videos)}", flush=True)
+            print(f"24 more of {len(videos)} videos scored", flush=True)
     return pd.concat(tables)
 
 
 def score_all(data: Path, models: dict[str, Path]) -> pd.DataFrame:
-    """The faces of all videos of a data set, see `score_faces`; with their video's label, …"""
+    """Score all videos of a data set (see `score_faces`); add each video's label, …"""
     videos = read_metadata(data).set_index("video_id")
     paths = [data / file for file in videos.file]
     cores = count_cores()
@@ -105,7 +105,7 @@ def join_faces(faces: pd.DataFrame, column: str) -> pd.DataFrame:
 
 
 def main() -> None:
-    """Train everything, or go on; score the videos; write the tables."""
+    """Train everything, or resume; score the videos; write the tables."""
     argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     ).parse_args()

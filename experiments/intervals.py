@@ -19,12 +19,12 @@ def compare_auc(scored: pd.DataFrame, column: str, against: str | None = None) -
 def compare_seeds(
     metric: Metric, scored: pd.DataFrame, column: str, against: str | None = None
 ) -> dict[str, float]:
-    """A metric of a column of scores, or by how much it exceeds that of another one: value, low,
-    high, same_sign.
+    """A metric of a column of scores, or by how much it exceeds another column's: value, low, high,
+    same_sign.
 
-    scored: one row a picture or video, with label, original_id and seed. Each seed has a network of
-    its own, so the metric is taken within each seed, then averaged. low, high: 95 % by bootstrap
-    over originals, the networks being what they are: what another training would give is not in it.
+    scored: one row per picture or video, with label, original_id and seed. Each seed has its own
+    network, so the metric is taken within each seed, then averaged. low, high: 95 % by bootstrap
+    over originals, with the networks fixed: another training's variation is not included.
     same_sign: do all seeds agree which column is higher?
     """
     columns = [column, against or column, "seed"]
@@ -38,9 +38,8 @@ def compare_seeds(
         return np.array([metric(y, v[:, 0]) for y, v in of]) - other
 
     def mean_of_seeds(labels: np.ndarray, values: np.ndarray) -> float:
-        return float(
-            np.nanmean(of_seeds(labels, values))
-        )  # a draw may leave one seed without reals
+        # A draw may leave one seed without reals.
+        return float(np.nanmean(of_seeds(labels, values)))
 
     values, labels = scored[columns].to_numpy(float), scored.label.to_numpy()
     low, high = bootstrap_interval(mean_of_seeds, labels, values, scored.original_id, n_draws=500)

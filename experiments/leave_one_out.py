@@ -4,12 +4,12 @@ on two cores).
     python -m experiments.leave_one_out
 
 A pretrained Lite0 learns a sample on which nothing was tuned, with the demo's settings but without
-one of four methods of making a fake, and is judged on that method's fakes among the 288 videos of
-another sample; with and without self-blending (`dfdc train --self-blend`). Beside that: trained on
-all of them; and on self-blended pictures alone, without any fake. One line an arm, method and seed,
-over the fakes of that method against all real videos; then one line of all seeds together (the mean
-of their AUC), and how far it is from the arm "left out"; 95 % intervals by bootstrap over
-originals. The steps are the same in all arms: what one arm adds, another kind of fake gives up.
+one of four methods of making a fake, and is tested on that method's fakes among the 288 videos of
+another sample; with and without self-blending (`dfdc train --self-blend`). For comparison, it is
+also trained on all methods, and on self-blended pictures alone, without any fake. One line per arm,
+method and seed, over the fakes of that method against all real videos; then one line for all seeds
+(the mean of their AUC), and how far it is from the arm "left out"; 95 % intervals by bootstrap over
+originals. All arms have the same steps: what one arm adds, it takes from other kinds of fakes.
 """
 
 import argparse
@@ -36,8 +36,8 @@ from experiments.training import (
 
 TABLE = Path(__file__).with_suffix(".csv")
 SEEDS = 3
-# arm → (is the judged method left out of training?, self_blend). In the first and the last arm one
-# run serves all methods; the last one never sees a fake.
+# arm → (is the tested method left out of training?, self_blend). In the first and the last arm
+# one run serves all methods; the last one never sees a fake.
 ARMS = {
     "seen": (False, 0.0),
     "left out": (True, 0.0),
@@ -49,7 +49,7 @@ ARMS = {
 def run_name(arm: str, method: str, seed: int) -> str:
     leaves_out, share = ARMS[arm]
     if arm == "seen":
-        return f"lite0_{seed}"  # as in experiments/encoders.py, whose runs are used again
+        return f"lite0_{seed}"  # as in experiments/encoders.py, whose runs are reused
     return f"blend_{share}_without_{method}_{seed}" if leaves_out else f"blend_{share}_{seed}"
 
 
@@ -66,8 +66,10 @@ def list_jobs(learned: WorkFolder, unseen: WorkFolder) -> list[Job]:
     return list(jobs.values())
 
 
-def judge(scored: dict[str, pd.DataFrame], methods: dict, arm: str, method: str) -> pd.DataFrame:
-    """The videos that one arm is judged on: real, and fake by this method; all seeds."""
+def select_scores(
+    scored: dict[str, pd.DataFrame], methods: dict, arm: str, method: str
+) -> pd.DataFrame:
+    """The videos that one arm is tested on: real ones, and fakes by this method; all seeds."""
     tables = []
     for seed in range(SEEDS):
         videos = score_videos(scored[run_name(arm, method, seed)]).assign(seed=seed)
@@ -94,7 +96,7 @@ def summarise(videos: pd.DataFrame, left_out: pd.DataFrame | None) -> list[dict]
 
 
 def main() -> None:
-    """Train everything, or go on; write the table."""
+    """Train everything, or resume; write the table."""
     argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     ).parse_args()
@@ -102,7 +104,9 @@ def main() -> None:
     methods, lines = read_methods(UNSEEN), []
     for arm in ARMS:
         for method in METHODS:
-            videos, left_out = (judge(scored, methods, a, method) for a in (arm, "left out"))
+            videos, left_out = (
+                select_scores(scored, methods, a, method) for a in (arm, "left out")
+            )
             found = summarise(videos, left_out if arm != "left out" else None)
             lines += [{"arm": arm, "method": method} | line for line in found]
     table = pd.DataFrame(lines).assign(steps=DEMO_TRAINING.steps, **describe_run())

@@ -1,15 +1,15 @@
 """Where does a score stop meaning much? Small faces and few frames. Writes experiments/limits.csv
-(four minutes on two cores, where experiments/ensembles.py has run).
+(four minutes on two cores, after experiments/ensembles.py).
 
     python -m experiments.limits
 
-Its four Lite0 with four times the steps judge 288 videos that they have not seen.
+The four Lite0 with four times the steps score 288 videos that they have not seen.
 
-"width": the crops of faces at least 64 pixels wide, made so small that the face is this wide, and
-enlarged again to the network's input; AUC of crops. "frames": so many of the 32 frames, spread
-evenly, joined by the slides' strategy; AUC of videos. One line a value: the mean of the networks,
-and by how much it exceeds that of the whole (a width of 64 pixels; 32 frames), with 95 % intervals
-by bootstrap over originals.
+"width": crops of faces at least 64 pixels wide, shrunk until the face is this wide, and enlarged
+again to the network's input; AUC of crops. "frames": this many of the 32 frames, spread evenly,
+joined by the slides' strategy; AUC of videos. One line per value: the mean of the networks, and by
+how much it exceeds that of the whole (a width of 64 pixels; 32 frames), with 95 % intervals by
+bootstrap over originals.
 """
 
 import argparse
@@ -43,7 +43,7 @@ def shrink(crop: np.ndarray, factor: float) -> np.ndarray:
 
 
 def score_widths(work: WorkFolder, checkpoints: list[Path]) -> pd.DataFrame:
-    """A line a network and crop: its p_fake at each width."""
+    """A line per network and crop: its p_fake at each width."""
     rows = read_folds(work)
     rows = rows.assign(width=(rows.x1 - rows.x0) / 1.4)  # a margin of 20 % on each side
     rows = rows[rows.width >= WIDTHS[-1]]
@@ -61,7 +61,7 @@ def score_widths(work: WorkFolder, checkpoints: list[Path]) -> pd.DataFrame:
 
 
 def join_frames(faces: pd.DataFrame) -> pd.DataFrame:
-    """A line a network and video: its p_fake from each number of frames."""
+    """A line per network and video: its p_fake from each number of frames."""
     whole = []
     for seed, network in enumerate(NETWORKS):
         columns = {}
@@ -74,13 +74,13 @@ def join_frames(faces: pd.DataFrame) -> pd.DataFrame:
 
 
 def choose(frame_idx: pd.Series, count: int) -> pd.Series:
-    """Which faces lie in `count` of a video's frames?"""
+    """Which faces are in `count` of a video's frames?"""
     frames = np.unique(frame_idx)
     return frame_idx.isin(frames[spread_indices(len(frames), count)])
 
 
 def summarise(kind: str, scored: pd.DataFrame, values: tuple[int, ...]) -> Iterator[dict]:
-    """A line a value: AUC, and how far it is from the last value's."""
+    """A line per value: AUC, and how far it is from the last value's."""
     for value in values:
         found = compare_auc(scored, str(value))
         line = {"kind": kind, "value": value, "auc": found["value"]}

@@ -1,18 +1,18 @@
-"""Margin against artifact: which margin shows which family best? Writes experiments/margins.csv (25
-minutes on two cores).
+"""Margin against artifact: which margin shows which family best? Writes experiments/margins.csv
+(25 minutes on two cores).
 
     python -m experiments.margins
 
-The real faces of a sample on which nothing was tuned, cut with a margin of 100 %. Each is made a
-fake four times, once by each family of notebook 11, at a strength drawn at random; the face and its
-fakes then pass through one JPEG of the same quality. From these pictures the crops of every margin
-are cut: the fakes are the same, only the view differs.
+The real faces of a sample on which nothing was tuned are cut with a margin of 100 %. Each is made
+into a fake four times, once by each family of notebook 11, at a random strength; the face and its
+fakes then pass through one JPEG of the same quality. The crops of every margin are cut from these
+pictures: the fakes are the same, only the view differs.
 
-One pretrained Lite0 of all four families is trained for each margin and seed (seed i holds out part
-i), in two arms. "input": the network's input stays 128 pixels wide, so that a larger margin shows a
-smaller face. "face": the input grows with the margin, so that the face keeps its size. One line an
-arm, margin and family: the AUC of its held-out crops against the real ones, mean of the seeds, and
-its difference to the AUC at 20 %; 95 % intervals by bootstrap over originals.
+For each margin and seed (seed i holds out part i), a pretrained Lite0 is trained on all four
+families, in two arms. "input": the network's input stays 128 pixels wide, so that a larger margin
+shows a smaller face. "face": the input grows with the margin, so that the face keeps its size. One
+line per arm, margin and family: the AUC of its held-out crops against the real ones, mean of the
+seeds, and its difference from the AUC at 20 %; 95 % intervals by bootstrap over originals.
 """
 
 import argparse
@@ -50,17 +50,16 @@ from experiments.training import LEARNED, LEARNED_SEED, Job, describe_run, train
 TABLE = Path(__file__).with_suffix(".csv")
 MARGINS = (0.0, 0.1, 0.2, 0.33, 0.5, 1.0)
 # family → the range its strength is drawn from, so that a detector at 20 % is neither blind nor
-# perfect. Chosen on the demo's sample; the table is made on another.
+# perfect. Chosen on the demo's sample; the table comes from another.
 FAMILIES = {
     "visual": (0.2, 0.6),
     "encoding": (0.9, 1.0),
     "warping": (0.05, 0.25),
     "blending": (0.2, 0.8),
 }
-# arm → its margins. (At 100 % most crops are cut off by the frame: no input would keep the size of
-# the face.)
+# arm → its margins. (At 100 % the frame cuts off most crops: no input keeps the face's size.)
 ARMS = {"input": MARGINS, "face": MARGINS[:-1]}
-SEEDS = 3  # detectors a margin: number i has seed i and holds out part i
+SEEDS = 3  # detectors per margin: number i has seed i and holds out part i
 WIDE = PreprocessConfig(margin=Margin(1.0), every=12)
 
 
@@ -74,8 +73,7 @@ class Face(NamedTuple):
 
 
 def gather_faces(data: Path, work: WorkFolder, originals: int) -> list[Face]:
-    """The first person of each original at every 12th frame, where the whole face is in the
-    picture."""
+    """The first person of each original at every 12th frame, if the whole face is visible."""
     preprocess(data, work, WIDE, os.cpu_count() or 1, originals, stages=("detect", "crop", "folds"))
     rows, faces = read_folds(work), []
     rows = rows[(rows.label == 0) & (rows.face_idx == 0)]
@@ -99,8 +97,7 @@ def is_whole(face: Face) -> bool:
 
 
 def nearest_donor(face: Face, faces: list[Face]) -> Face:
-    """The face of another original of the same part whose landmarks lie most alike, as Face X-ray
-    looks for it."""
+    """As in Face X-ray: the most similar landmarks in another original of the same part."""
 
     def shape(other: Face) -> np.ndarray:
         return (other.landmarks - other.landmarks.mean(axis=0)) / eyes_to_mouth(other.landmarks)
@@ -112,13 +109,13 @@ def nearest_donor(face: Face, faces: list[Face]) -> Face:
     ]
     require(
         others,
-        f"a face is blended with another original's, and part {face.row.part} has but one",
+        f"a face is blended with another original's, and part {face.row.part} has only one",
     )
     return min(others, key=lambda other: np.abs(shape(other) - shape(face)).sum())
 
 
 def falsify(face: Face, family: str, faces: list[Face], rng: np.random.Generator) -> np.ndarray:
-    """The face as a fake of one family."""
+    """Make the face a fake of one family."""
     given, strength = (face.picture, face.landmarks), rng.uniform(*FAMILIES[family])
     if family == "blending":
         donor = nearest_donor(face, faces)
@@ -130,8 +127,7 @@ def falsify(face: Face, family: str, faces: list[Face], rng: np.random.Generator
 
 
 def make_pictures(faces: list[Face]) -> Iterator[tuple[Face, str, np.ndarray]]:
-    """Each face as it is ("real") and as a fake of each family, all stored once as JPEG of one
-    quality."""
+    """Each face as it is ("real") and as a fake of each family, saved as JPEG of one quality."""
     for number, face in enumerate(faces):
         quality = int(np.random.default_rng([number, len(FAMILIES)]).integers(85, 96))
         yield face, "real", recompress(face.picture, quality)
@@ -166,8 +162,7 @@ def cut_crops(
 
 
 def input_size(arm: str, margin: float) -> int:
-    """The side of the network's input: as for a margin of 20 %, or so that the face has the size it
-    has there."""
+    """The side of the network's input: that for 20 %, or so that the face keeps its size there."""
     size = DEMO_TRAINING.size
     return size if arm == "input" else 8 * round(size * (1 + 2 * margin) / 1.4 / 8)
 
@@ -191,8 +186,10 @@ def train_arm(
 
 
 def summarise(views: dict[float, pd.DataFrame]) -> Iterator[dict]:
-    """Lines of one arm: AUC of each margin and family, and how far it is from that of 20 %. views:
-    margin → crops."""
+    """The lines of one arm: AUC of each margin and family, and how far it is from that of 20 %.
+
+    views: margin → crops.
+    """
     key = ["original_id", "frame_idx", "family", "label", "seed"]
     columns = [crops.set_index(key).p_fake.rename(str(margin)) for margin, crops in views.items()]
     joined = pd.concat(columns, axis=1, join="inner").reset_index()
@@ -220,23 +217,23 @@ def compare_to_slides(rows: pd.DataFrame, margin: float) -> dict:
 
 
 def main() -> None:
-    """Train everything, or go on; write the table."""
+    """Train everything, or resume; write the table."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument(
-        "--data", type=Path, help="another data set than the one made for this (needs --out)"
+        "--data", type=Path, help="use this data set, not the one made for this (needs --out)"
     )
     parser.add_argument(
-        "--work", type=Path, help="beside it go crops and detectors (default: as of preprocessing)"
+        "--work", type=Path, help="crops and detectors go beside it (default: as in preprocessing)"
     )
     parser.add_argument(
-        "--originals", type=int, default=0, help="take only so many, evenly over the parts (--out)"
+        "--originals", type=int, default=0, help="use only this many, evenly over the parts (--out)"
     )
     parser.add_argument(
         "--margins", type=float, nargs="+", default=MARGINS, help="only these (--out)"
     )
-    parser.add_argument("--seeds", type=int, default=SEEDS, help="detectors a margin (--out)")
+    parser.add_argument("--seeds", type=int, default=SEEDS, help="detectors per margin (--out)")
     parser.add_argument(
         "--arms", nargs="+", choices=ARMS, default=list(ARMS), help="only these (--out)"
     )
@@ -251,7 +248,7 @@ def main() -> None:
     }
     if part and not args.out:
         parser.error(
-            f"with {', '.join(sorted(part))} it is another experiment: name its table with --out"
+            f"with {', '.join(sorted(part))} this is another experiment: name its table with --out"
         )
     data = args.data or make_sample(LEARNED, seed=LEARNED_SEED, workers=os.cpu_count() or 1)
     home = args.work or WorkFolder.beside(data).root

@@ -4,9 +4,9 @@ experiments/other_data_sets.csv (half an hour on two cores).
     python -m experiments.other_data_sets
 
 Two sets of videos, "a" and "b", differ in people, framing, codec and methods. Three Lite0 learn
-each, and three learn a's scenes with b's methods, all with the demo's settings. They judge videos
-that no network has seen: of set a, of set a with one thing as in b, and of set b. A line of the
-table is one network's score of one video; notebook 13 and the site make a generalisation card.
+each, and three learn a's scenes with b's methods, all with the demo's settings. They score videos
+that no network has seen: from set a, from set a with one thing as in b, and from set b. A line of
+the table is one network's score for one video; notebook 13 and the site make a generalisation card.
 
     python -m experiments.other_data_sets --film b --originals 8 --out FOLDER
 
@@ -34,8 +34,8 @@ from experiments.training import describe_run
 TABLE = Path(__file__).with_suffix(".csv")
 FOLDER = Path("data/other")
 SEEDS = 3
-LEARN_SEED, JUDGE_SEED, FILM_SEED = 20, 30, 40  # of the first set of each kind
-N_LEARNED, N_JUDGED = 48, 32  # originals, each with two fakes
+LEARN_SEED, TEST_SEED, FILM_SEED = 20, 30, 40  # seeds of the first set of each kind
+N_LEARNED, N_TESTED = 48, 32  # originals, each with two fakes
 
 
 @dataclass(frozen=True)
@@ -58,7 +58,7 @@ B = Kind(
     methods=("mouth", "rewarp"),
 )
 LEARNED = {"a": A, "b": B, "a, other methods": replace(A, methods=B.methods)}
-JUDGED = {
+TESTED = {
     "a": A,
     "a, other people": replace(A, people=B.people),
     "a, other framing": replace(A, sizes=B.sizes),
@@ -69,7 +69,7 @@ JUDGED = {
 
 
 def plan_kind(kind: Kind, n_originals: int, seed: int) -> list[tuple[int, Shot, list[Fake]]]:
-    """A data set of a kind, as `sample.plan` lays one out: four parts, two fakes an original."""
+    """Lay out a data set of a kind as `sample.plan` does: four parts, two fakes per original."""
     rng, groups = np.random.default_rng(seed), []
 
     def draw_crf() -> int:
@@ -99,27 +99,27 @@ def plan_kind(kind: Kind, n_originals: int, seed: int) -> list[tuple[int, Shot, 
 def make_set(
     name: str, kind: Kind, n_originals: int, seed: int, folder: Path | None = None
 ) -> Path:
-    """Film a data set, or keep it; without a folder, in FOLDER."""
+    """Film a data set, or keep it; by default, in FOLDER."""
     folder = folder or FOLDER / name.replace(", ", "-").replace(" ", "-")
     settings = {"version": VERSION, "seed": seed, "plan": f"experiments.other_data_sets {name}"}
     return film_all(folder, plan_kind(kind, n_originals, seed), settings, count_cores())
 
 
 class Job(NamedTuple):
-    """One network to train, and the data sets that it judges, by name."""
+    """One network to train, and the data sets that it scores, by name."""
 
     learned: str
     seed: int
     work: WorkFolder
-    judged: dict[str, Path]
+    tested: dict[str, Path]
 
 
-def train_and_judge(job: Job) -> pd.DataFrame:
-    """Train a network, or go on; a line a video."""
+def train_and_score(job: Job) -> pd.DataFrame:
+    """Train a network, or resume; return a line per video."""
     config, tables = replace(DEMO_TRAINING, seed=job.seed), []
     name = f"lite0_{job.seed}"
     run = train(job.work, config, name, pretrained=True).require_finished()
-    for tested_on, data in job.judged.items():
+    for tested_on, data in job.tested.items():
         work = WorkFolder.beside(data)
         reader = CropReader(work, config.input_size)
         videos = score_videos(score_held_out(run.model, read_folds(work), reader))
@@ -129,13 +129,13 @@ def train_and_judge(job: Job) -> pd.DataFrame:
 
 
 def main() -> None:
-    """Film and train everything, or go on; write the table."""
+    """Film and train everything, or resume; write the table."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--film", choices=LEARNED, help="only film a set of this kind")
-    parser.add_argument("--originals", type=int, default=8, help="of that set")
-    parser.add_argument("--out", type=Path, help="where it goes")
+    parser.add_argument("--originals", type=int, default=8, help="how many that set has")
+    parser.add_argument("--out", type=Path, help="where that set goes")
     asked = parser.parse_args()
     if asked.film:
         name = f"{asked.film}, {asked.originals} originals"
@@ -146,18 +146,16 @@ def main() -> None:
         n: make_set(f"{n}, learned", k, N_LEARNED, LEARN_SEED + i)
         for i, (n, k) in enumerate(LEARNED.items())
     }
-    judged = {
-        n: make_set(n, k, N_JUDGED, JUDGE_SEED + i) for i, (n, k) in enumerate(JUDGED.items())
-    }
-    for data in (*learned.values(), *judged.values()):
+    tested = {n: make_set(n, k, N_TESTED, TEST_SEED + i) for i, (n, k) in enumerate(TESTED.items())}
+    for data in (*learned.values(), *tested.values()):
         preprocess(data, WorkFolder.beside(data), workers=cores)
     jobs = [
-        (Job(name, seed, WorkFolder.beside(data), judged),)
+        (Job(name, seed, WorkFolder.beside(data), tested),)
         for seed in range(SEEDS)
         for name, data in learned.items()
     ]
     tables = []
-    for (job,), table in run_jobs(train_and_judge, jobs, cores, time_limit=7200):
+    for (job,), table in run_jobs(train_and_score, jobs, cores, time_limit=7200):
         if isinstance(table, Lost):
             raise OSError(f"{job.learned} {job.seed}: {table.reason}")
         tables.append(table)

@@ -3,11 +3,11 @@ experiments/procedures.csv.
 
     python -m experiments.procedures
 
-Ten minutes on two cores. Videos of the sample, judged by a B7 whose weights follow a formula
-(doctor.formula_weights): it knows nothing of fakes, but builds on the same details of a crop as a
+Ten minutes on two cores. Videos of the sample are scored by a B7 whose weights follow a formula
+(doctor.formula_weights): it knows nothing about fakes, but uses the same details of a crop as a
 trained one. Its last layer is scaled so that its scores spread: the logits of these crops have a
 mean of 0 and a standard deviation of 2. Each line is a video under upstream's procedure with one
-step done otherwise; `change` is what that does to the video's p_fake.
+step done differently; `change` is what that does to the video's p_fake.
 """
 
 import argparse
@@ -40,8 +40,7 @@ VIDEOS, FRAMES = 8, 16
 
 
 def halve(frame: np.ndarray, procedure: str = "upstream") -> tuple[np.ndarray, float]:
-    """The detector's input, and its scale: halved by Pillow, as upstream, or by the slides'
-    rule."""
+    """The detector's input and its scale: halved by Pillow, as upstream, or by the slides' rule."""
     scale = 0.5 if procedure == "upstream" else detector_scale(*frame.shape[1::-1])
     return resize_for_detection(frame, procedure), scale
 
@@ -99,8 +98,7 @@ DIFFERENCES = {
 
 
 def make_network(crops: torch.Tensor) -> DeepfakeClassifier:
-    """A B7 with weights by formula, whose logits of these crops have a mean of 0 and a standard
-    deviation of 2."""
+    """A B7 with weights from a formula; its logits of these crops have mean 0 and deviation 2."""
     model = DeepfakeClassifier("b7").eval()
     model.load_state_dict(formula_weights(model))
     logits = make_scorer(model, precision="fp32")(crops).logit()
@@ -112,7 +110,7 @@ def make_network(crops: torch.Tensor) -> DeepfakeClassifier:
 
 
 def main() -> None:
-    """Judge each video in each way; write the table."""
+    """Score each video in each way; write the table."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )

@@ -1,14 +1,12 @@
-"""The experiment that the slides left open: does ResNeSt, then the state of the art, beat
-EfficientNet-B7?
+"""The slides' open question: does ResNeSt, then the state of the art, beat EfficientNet-B7?
 
     torchrun --nproc-per-node 4 -m experiments.resnest_against_b7 --work data/work/dfdc --pretrained
-    python -m experiments.resnest_against_b7 --work data/work/sample --rehearse        # a minute on
-    two CPU cores
+    python -m experiments.resnest_against_b7 --work data/work/sample --rehearse   # on two CPU cores
 
-Four arms, each with the same data, schedule and augmentation, and several seeds. A run that was
-interrupted goes on. Writes experiments/resnest_against_b7.csv: log loss over held-out videos, its
-spread over seeds, the difference to B7 with an interval by bootstrap over originals. A rehearsal
-takes a few steps with small pictures, to show that every arm runs and what a step costs; its table
+Four arms, each with the same data, schedule and augmentation, and several seeds. An interrupted run
+resumes. Writes experiments/resnest_against_b7.csv: log loss over held-out videos, its spread over
+seeds, and the difference from B7 with an interval by bootstrap over originals. A rehearsal takes a
+minute: a few steps with small pictures show that every arm runs and what a step costs; its table
 goes to the work folder, and its losses mean nothing.
 """
 
@@ -48,8 +46,7 @@ REHEARSAL = {
 
 
 def configure(arm: str, seed: int, fold: int) -> TrainConfig:
-    """The slides' settings for one arm: only the network differs, and the batch as far as memory
-    asks for it."""
+    """The slides' settings for one arm: the network differs, and the batch as memory allows."""
     encoder, size = ARMS[arm]
     config = TrainConfig(encoder=encoder, size=size, seed=seed, fold=fold, precision="fp16")
     return replace(config, batch=encoder_preset(encoder).batch)
@@ -58,8 +55,7 @@ def configure(arm: str, seed: int, fold: int) -> TrainConfig:
 def train_arm(
     work: WorkFolder, arm: str, config: TrainConfig, name: str, **options
 ) -> tuple[Run, dict]:
-    """Train or go on; return the run, and seconds a step, machine, date and versions of the
-    training."""
+    """Train or resume; return the run, and its seconds per step, machine, date and versions."""
     times = []  # (step, when)
     name = f"{name}_{arm.replace(' ', '_')}_{config.seed}"
     run = train(
@@ -93,14 +89,12 @@ def video_losses(run: Run) -> pd.DataFrame:
 
 
 def summarise(losses: pd.DataFrame, made: dict[str, list[dict]], size: int) -> pd.DataFrame:
-    """One line an arm. losses: columns arm, seed, video_id, label, original_id, loss. size: 0 for
-    each arm's own.
+    """One line per arm. losses: columns arm, seed, video_id, label, original_id, loss.
 
-    made: arm → what `train_arm` says about each seed.
+    made: arm → what `train_arm` says about each seed. size: 0 for each arm's own.
     """
-    of_video = (
-        losses.groupby(["arm", "video_id"]).loss.mean().unstack(0)
-    )  # mean over seeds: (videos, arms)
+    # Mean over seeds: (videos, arms).
+    of_video = losses.groupby(["arm", "video_id"]).loss.mean().unstack(0)
     about = losses.drop_duplicates("video_id").set_index("video_id").loc[of_video.index]
     lines = []
     for arm, (encoder, own_size) in ARMS.items():
@@ -132,9 +126,7 @@ def main() -> None:
     parser.add_argument("--work", type=Path, required=True)
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--fold", type=int, default=0)
-    parser.add_argument(
-        "--workers", type=int, default=8, help="processes that read crops, of each GPU"
-    )
+    parser.add_argument("--workers", type=int, default=8, help="processes that read crops, per GPU")
     parser.add_argument(
         "--pretrained", type=Path, nargs="?", const=True, default=False, metavar="FOLDER"
     )
@@ -152,7 +144,7 @@ def main() -> None:
             made[arm].append(about)
             parts.append(video_losses(run).assign(arm=arm, seed=seed))
             if args.rehearse:
-                shutil.rmtree(run.folder)  # nearly a gigabyte, of weights that mean nothing
+                shutil.rmtree(run.folder)  # nearly a gigabyte of weights that mean nothing
     if int(os.environ.get("RANK", 0)) == 0:
         size = REHEARSAL["size"] if args.rehearse else 0
         summary = summarise(pd.concat(parts), made, size)

@@ -4,9 +4,9 @@ cores).
     python -m experiments.sample_audit
 
 Fair: what must not tell a fake from an original does not: file size, bitrate, resolution, the
-picture with the face blanked, whose face it is and on whose head. Learnable: the demo's encoder,
-each seed holding out another part, does tell. The sample is made with a seed on which nothing was
-tuned. Intervals: bootstrap over originals, 95 %.
+picture with the face blanked, whose face it is and on whose head. Learnable: the demo's encoder
+does tell, each seed holding out another part. The sample is made with a seed on which nothing was
+tuned. Intervals: 95 %, by bootstrap over originals.
 """
 
 import argparse
@@ -67,7 +67,7 @@ def header_features(data: Path) -> pd.DataFrame:
 
 
 def predict_across_parts(features: np.ndarray, videos: pd.DataFrame) -> pd.DataFrame:
-    """p_fake of each row by a logistic regression that was fitted on the other parts."""
+    """p_fake of each row by a logistic regression fitted on the other parts."""
     model = make_pipeline(
         StandardScaler(), LogisticRegression(C=0.1, max_iter=2000, class_weight="balanced")
     )
@@ -106,7 +106,7 @@ def identity_seen(recipe: dict) -> str:
 
 
 def check_identity(data: Path, work: WorkFolder) -> Iterator[dict]:
-    """Whose face it is: as known from how the sample was made, and as a recogniser says."""
+    """Whose face it is: as known from the making of the sample, and according to a recogniser."""
     recipes = read_recipes(data)
     videos = read_metadata(data)
     seen = [PEOPLE[identity_seen(recipes[v])] for v in videos.video_id]
@@ -125,8 +125,7 @@ def check_identity(data: Path, work: WorkFolder) -> Iterator[dict]:
 
 
 def recognise(work: WorkFolder, crops: pd.DataFrame) -> pd.DataFrame:
-    """p_fake = "this is Hopper", by a logistic regression on small faces that has learned from
-    originals only."""
+    """p_fake = "this is Hopper", by a logistic regression that learned small faces of originals."""
     faces = np.stack([small_face(work, row) for row in crops.itertuples()])
     hopper = crops.filmed.map(lambda filmed: PEOPLE[filmed[0]][1] == "hopper").to_numpy()
     p_hopper = np.zeros(len(crops))
@@ -143,8 +142,7 @@ def recognise(work: WorkFolder, crops: pd.DataFrame) -> pd.DataFrame:
 
 
 def small_face(work: WorkFolder, row) -> np.ndarray:
-    """The middle of a crop, from the brows to the mouth, as 144 grey values with mean and spread
-    removed."""
+    """The middle of a crop, from brows to mouth: 144 grey values of mean 0 and spread 1."""
     crop = read_png(work.crops(row.video_id) / face_file(row.frame_idx, row.face_idx))
     height, width = crop.shape[:2]
     inner = cv2.cvtColor(crop, cv2.COLOR_RGB2GRAY)[
@@ -155,7 +153,7 @@ def small_face(work: WorkFolder, row) -> np.ndarray:
 
 
 def blank_faces(data: Path, work: WorkFolder) -> WorkFolder:
-    """A copy of the crops with a margin of 60 %, every face box and 10 % around it black."""
+    """A copy of the crops with a margin of 60 %; every face box and 10 % around it are black."""
     blanked = WorkFolder(work.root.parent / f"{work.root.name}-blanked")
     preprocess(data, blanked, PreprocessConfig(margin=Margin(0.6)), workers=os.cpu_count() or 1)
     for row in read_folds(blanked).itertuples():
@@ -175,8 +173,7 @@ def blank_crop(crop: np.ndarray, boxes: list, left: int, top: int) -> np.ndarray
 
 
 def train_each_part(work: WorkFolder, config: TrainConfig) -> tuple[pd.DataFrame, float]:
-    """Train one model a part, each with its own seed and its own part held out; pool their held-out
-    videos."""
+    """Train a model per part, with its own seed and held-out part; pool the held-out videos."""
     started, pooled = time.monotonic(), []
     folds = sorted(read_folds(work).fold.unique())
     for fold in folds:
@@ -202,7 +199,7 @@ def check_learning(data: Path, work: WorkFolder, config: TrainConfig) -> Iterato
 
 
 def audit(data: Path) -> pd.DataFrame:
-    """All checks on a sample, one line each."""
+    """Run all checks on a sample, one line each."""
     work = WorkFolder.beside(data)
     preprocess(data, work, workers=os.cpu_count() or 1)
     lines = []

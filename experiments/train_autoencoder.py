@@ -1,5 +1,5 @@
 """Train the autoencoder that draws the sample's deepfakes, and write its weights into the package
-(ten minutes of one core).
+(ten minutes on one core).
 
     python -m experiments.train_autoencoder
 
@@ -20,7 +20,7 @@ from dfdc_lib.rehearsal.autoencoder import (
     warp,
 )
 
-PICTURES, STEPS, BATCH, RATE = 1000, 3000, 12, 2e-3  # pictures and batch: of each face
+PICTURES, STEPS, BATCH, RATE = 1000, 3000, 12, 2e-3  # pictures and batch: per face
 
 
 def main() -> None:

@@ -18,7 +18,7 @@ from dfdc_lib.store import WorkFolder, write_csv
 from dfdc_lib.train import score_held_out, train
 
 LEARNED_SEED, UNSEEN_SEED = 2, 3  # of samples on which nothing was tuned
-UNSEEN_ORIGINALS = 24  # a part: 288 videos in all
+UNSEEN_ORIGINALS = 24  # per part: 288 videos in all
 LEARNED, UNSEEN = Path("data/audit"), Path("data/unseen")
 
 
@@ -38,8 +38,8 @@ def prepare_both() -> tuple[WorkFolder, WorkFolder]:
 
 
 def leave_out(data: Path, work: WorkFolder, methods: Collection[str]) -> WorkFolder:
-    """A work folder beside a sample's with the same crops; of these methods' fakes its table has
-    only those of the demo's held-out fold."""
+    """Make a work folder beside a sample's with the same crops; its table has these methods' fakes
+    only in the demo's held-out fold."""
     rows = read_folds(work)
     unwanted = rows.video_id.map(read_methods(data)).isin(methods)
     without = WorkFolder(work.root.with_name(f"{work.root.name}-without-{'-'.join(methods)}"))
@@ -70,9 +70,9 @@ class Job(NamedTuple):
 
 
 def train_all(jobs: list[Job], workers: int = 0) -> dict[str, pd.DataFrame]:
-    """Do `train_and_score` for each job, one to a core: run → the table that it returns.
+    """Run `train_and_score` for each job, one per core: run → the table that it returns.
 
-    Two networks with one core each learn faster than one after the other with two.
+    Two networks on one core each learn faster than one after the other on two.
     """
     tables, workers = {}, min(workers or count_cores(), len(jobs))
     results = run_jobs(train_and_score, ((job,) for job in jobs), workers, time_limit=7200)
@@ -85,7 +85,7 @@ def train_all(jobs: list[Job], workers: int = 0) -> dict[str, pd.DataFrame]:
 
 
 def train_and_score(job: Job) -> pd.DataFrame:
-    """Train a network, or go on; the crops that it has not seen, with their p_fake."""
+    """Train a network, or resume; return the crops that it has not seen, with their p_fake."""
     how: dict = {"pretrained": job.pretrained, "keep_every": job.keep_every}
     run = train(job.work, job.config, job.name, **how).require_finished()
     if job.unseen is None:

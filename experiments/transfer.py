@@ -4,16 +4,16 @@ experiments/transfer.csv (an hour on two cores).
     python -m experiments.transfer
 
 Every recipe learns the demo's sample twice, once without `swap` and `autoencoder` and once without
-`mouth` and `rewarp`, and is judged on the methods that it has not seen: on the sample's own
+`mouth` and `rewarp`, and is tested on the methods that it has not seen: on the sample's own
 held-out part, and on a second sample with other settings (larger frames, other qualities and
 codecs, every method for every original). Each line has one recipe, place and method, and its AUC
 against all real videos; the lines "all" have the mean. 95 % intervals by bootstrap over originals.
-The best one of the second sample is the preset `transfer` (`dfdc train --preset transfer`).
+The best one on the second sample is the preset `transfer` (`dfdc train --preset transfer`).
 
     python -m experiments.transfer --score FOLDER
 
-When the preset is fixed: train it as a user would, on all of the sample, and score videos that have
-had no part in choosing it. The samples' own videos are refused.
+Once the preset is fixed: train it as a user would, on all of the sample, and score videos that had
+no part in choosing it. The samples' own videos are refused.
 """
 
 import argparse
@@ -70,7 +70,7 @@ RECIPES: dict[str, TrainConfig] = {
 
 
 def plan_second() -> list[tuple[int, Shot, list[Fake]]]:
-    """A sample with other settings: larger frames, wider qualities, every method everywhere."""
+    """Lay out a sample with other settings: larger frames, more qualities, all methods."""
     rng, groups = np.random.default_rng(SECOND_SEED), []
     for number in range(64):
         width, height = SECOND_SIZES[number // 4 % len(SECOND_SIZES)]
@@ -95,7 +95,7 @@ def plan_second() -> list[tuple[int, Shot, list[Fake]]]:
 
 
 def prepare_samples() -> tuple[WorkFolder, WorkFolder]:
-    """The sample that recipes learn, and the second one that they are judged on."""
+    """The sample that recipes learn, and the second one that they are tested on."""
     first, cores = prepare(FIRST, FIRST_SEED), os.cpu_count() or 1
     settings = {"version": VERSION, "seed": SECOND_SEED, "plan": "experiments.transfer"}
     film_all(SECOND, plan_second(), settings, cores)
@@ -115,7 +115,9 @@ def list_jobs(first: WorkFolder, second: WorkFolder) -> dict[tuple[str, tuple[st
     return jobs
 
 
-def judge(crops: pd.DataFrame, data: Path, methods: tuple[str, ...]) -> Iterator[pd.DataFrame]:
+def split_by_method(
+    crops: pd.DataFrame, data: Path, methods: tuple[str, ...]
+) -> Iterator[pd.DataFrame]:
     """The videos of each of these methods, with all real ones."""
     videos, made = score_videos(crops), read_methods(data)
     videos["method"] = videos.video_id.map(made).fillna("real")
@@ -124,7 +126,7 @@ def judge(crops: pd.DataFrame, data: Path, methods: tuple[str, ...]) -> Iterator
 
 
 def mean_auc(labels: np.ndarray, values: np.ndarray) -> float:
-    """AUC of each judged method by itself, then their mean. values: (n, 2), p_fake and method."""
+    """AUC of each tested method by itself, then their mean. values: (n, 2), p_fake and method."""
     judged = np.unique(values[:, 1])
     of = [auc(labels[values[:, 1] == m], values[values[:, 1] == m, 0]) for m in judged]
     return float(np.mean(of))
@@ -144,7 +146,7 @@ def summarise(recipe: str, place: str, videos: pd.DataFrame) -> Iterator[dict]:
 
 
 def tune() -> pd.DataFrame:
-    """Train every recipe, or go on; the lines of the table."""
+    """Train every recipe, or resume; return the lines of the table."""
     first, second = prepare_samples()
     jobs = list_jobs(first, second)
     scored, lines = train_all([*jobs.values()]), []
@@ -152,8 +154,10 @@ def tune() -> pd.DataFrame:
         own, other = [], []
         for methods in UNSEEN_METHODS:
             job = jobs[recipe, methods]
-            own += judge(read_crops(job.work.run(job.name) / "held_out.csv"), FIRST, methods)
-            other += judge(scored[job.name], SECOND, methods)
+            own += split_by_method(
+                read_crops(job.work.run(job.name) / "held_out.csv"), FIRST, methods
+            )
+            other += split_by_method(scored[job.name], SECOND, methods)
         lines += summarise(recipe, "own held-out part", pd.concat(own))
         lines += summarise(recipe, "second sample", pd.concat(other))
     return pd.DataFrame(lines)
@@ -170,12 +174,12 @@ def score_clips(videos: list[Path]) -> pd.DataFrame:
 
 
 def refuse_tuned(videos: list[Path]) -> None:
-    """Raise ValueError for a video that recipes were chosen by, under whatever name."""
+    """Raise ValueError for a video that recipes were chosen on, under whatever name."""
     tuned = {digest(path) for data in (FIRST, SECOND) for path in data.glob("*/*.mp4")}
     if not tuned:
-        raise ValueError(f"there is nothing in {FIRST} and {SECOND}: tune first")
+        raise ValueError(f"{FIRST} and {SECOND} hold no videos: tune first")
     if known := [path.name for path in videos if digest(path) in tuned]:
-        raise ValueError(f"the recipe was chosen by {known[0]}: its score would tell nothing")
+        raise ValueError(f"the recipe was chosen on {known[0]}: its score would tell nothing")
 
 
 def digest(path: Path) -> str:
@@ -187,7 +191,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--score", type=Path, help="score the videos of this folder; do not tune")
+    parser.add_argument("--score", type=Path, help="score the videos in this folder; do not tune")
     if folder := parser.parse_args().score:
         print(score_clips(find_videos([folder])[0]).to_string(index=False))
         return

@@ -232,7 +232,7 @@ def test_folders_real_and_fake_by_their_usual_names(tmp_path):
     assert table.split["valid/1_fake/x.mp4"] == "val"
     assert len(read_metadata(tmp_path / "out")) == 5
     told = describe_adoption(table.reset_index())
-    assert "2 are left out, as no folder, or two, tell their label: such as loose.mp4" in told
+    assert "2 are left out: their folders give no label, or two, e.g. loose.mp4" in told
 
 
 def test_a_folder_of_something_else_is_kept_and_an_earlier_adoption_is_replaced(tmp_path):

@@ -102,9 +102,9 @@ def test_options_are_the_settings(command, name):
         ("preprocess data --thresholds 0.7 0.8", "--thresholds"),
         ("train --work gone --run x", "dfdc preprocess"),
         ("train --work gone --run x --optimizer adam", "--optimizer"),
-        ("train --work gone --run x --self-blend 1", "self_blend is a probability"),
-        ("train --work gone --run x --self-blend -0.1", "self_blend is a probability"),
-        ("train --work gone --run x --smoothing 0.5", "smoothing lies in"),
+        ("train --work gone --run x --self-blend 1", "self_blend must be a probability"),
+        ("train --work gone --run x --self-blend -0.1", "self_blend must be a probability"),
+        ("train --work gone --run x --smoothing 0.5", "smoothing must be in"),
         ("predict --checkpoint gone.pt", "name the videos"),
         ("predict gone.mp4 --checkpoint gone.pt", "no such file or folder: gone.mp4"),
         (f"predict {__file__} --checkpoint gone.pt", "no such checkpoint: gone.pt"),
@@ -185,7 +185,7 @@ def test_a_picture_is_scored_and_gets_a_page(predict, tmp_path, capsys):
     Image.fromarray(people.portrait("hopper")).save(tmp_path / "a.jpg")
     assert predict(tmp_path, "--report", tmp_path / "pages") == 0  # found in its folder
     told = capsys.readouterr().out
-    assert "1 faces in 1 frames (1 of 2 frames: it has no more)" in told
+    assert "1 faces in 1 frames (1 of 2 frames: the video has no more)" in told
     assert "<img" in (tmp_path / "pages" / "a.jpg.html").read_text()
 
 

@@ -77,8 +77,8 @@ NOISE = np.random.default_rng(0).uniform(-1, 1, 12)
         (2 - 4 * LABELS + NOISE, True, "can't tell them"),
         (2 - 4 * LABELS + NOISE, False, ""),
         (3 + 0.01 * NOISE, False, "one answer"),
-        (np.full(12, np.nan), False, "no numbers"),
-        (np.r_[np.inf, np.zeros(11)], False, "no numbers"),
+        (np.full(12, np.nan), False, "not finite"),
+        (np.r_[np.inf, np.zeros(11)], False, "not finite"),
     ],
 )
 def test_what_is_wrong_with_answers_is_named(logits, knows, fault):
@@ -137,7 +137,7 @@ def test_what_does_not_load_is_told_from_what_is_not_there(tmp_path, monkeypatch
     release(path, monkeypatch)
     (genuine,) = doctor.check_checkpoint(path)
     for finding, found, advice in (
-        (missing, "no such checkpoint", "take one of release 0.0.1"),
+        (missing, "no such checkpoint", "take one from release 0.0.1"),
         (altered, "does not fit", "not what upstream released under this name"),
         (genuine, "does not fit", "the libraries do not build its network"),
     ):

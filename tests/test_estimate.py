@@ -64,5 +64,5 @@ def test_without_a_video_there_is_nothing_to_measure(tmp_path):
 def test_the_command_prints_the_estimate(small_sample, capsys):
     assert main(["doctor", "--data", str(small_sample), "--estimate", "8"]) == 0
     printed = capsys.readouterr().out
-    assert f"preprocessing all of {small_sample} by 8 workers takes about" in printed
+    assert f"preprocessing all of {small_sample} with 8 workers takes about" in printed
     assert printed.splitlines()[-2].split() == ["videos", "measured", "hours", "gb", "files"]

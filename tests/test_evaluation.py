@@ -163,7 +163,7 @@ def test_labels_are_found_by_the_longest_end_that_fits(tmp_path, monkeypatch):
         ):
             truth = truth_of(name, "./b/x.mp4", "y.mp4")
             assert match_truth(given_names, truth).tolist() == [0, 1, 2]
-        with pytest.raises(ValueError, match=r"a/x\.mp4 and .*b/x\.mp4 have one label, x\.mp4"):
+        with pytest.raises(ValueError, match=r"a/x\.mp4 and .*b/x\.mp4 share one label, x\.mp4"):
             match_truth(given_names, truth_of("x.mp4", "y.mp4"))
         assert match_truth(given_names, truth_of("c/x.mp4", "y.mp4")).tolist() == [-1, -1, 1]
     assert match_truth(["x.mp4"], truth_of("part_0/x.mp4", "part_0/y.mp4")).tolist() == [0]
@@ -247,9 +247,9 @@ def test_what_a_reader_must_know_is_noted(scored, small_sample, tmp_path):
     (tmp_path / "one.csv").write_text(f"filename,label\n{rows}\n")
     notes = "\n".join(evaluate([scored / "one"], [tmp_path / "one.csv"]).notes)
     assert "9 videos without a label are left out" in notes
-    assert "4 of the 5 videos of one were given to it" in notes
-    assert "trained on one, and what it learned may be among these videos" in notes
-    assert "one tells no originals, so its intervals count each video by itself" in notes
+    assert "it scored 4 of the 5 videos of one" in notes
+    assert "trained on one, and may have learned some of these videos" in notes
+    assert "one names no originals, so its intervals count each video by itself" in notes
 
 
 def test_one_threshold_for_all_sets_also_for_one_without_that_split(scored, small_sample, tmp_path):
@@ -280,7 +280,7 @@ def test_another_programs_submission_has_no_frames(tmp_path):
     assert found.table.scores.unique() == [2]
     assert found.table.threshold.iloc[0] == pytest.approx(0.1)
     for text, message in (
-        ("video,score\na,1\n", "no submission"),
+        ("video,score\na,1\n", "not a submission"),
         ("filename,label\na,7\n", "0, 1"),
         ("filename,label\n", "no scores"),
     ):
@@ -288,7 +288,7 @@ def test_another_programs_submission_has_no_frames(tmp_path):
         with pytest.raises(DamagedFile, match=message):
             evaluate([tmp_path / "theirs.csv"], [tmp_path / "labels.csv"])
     (tmp_path / "theirs.csv").write_text("filename,label\nz.mp4,0.5\n")
-    with pytest.raises(ValueError, match=r"no video of .*theirs.csv has a label, such as z.mp4"):
+    with pytest.raises(ValueError, match=r"no video of .*theirs.csv has a label, e\.g\. z\.mp4"):
         evaluate([tmp_path / "theirs.csv"], [tmp_path / "labels.csv"])
 
 

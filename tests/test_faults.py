@@ -101,7 +101,7 @@ def test_a_folder_that_may_not_be_written_to_is_one_error(small_sample, uncroppe
 
 
 def test_two_runs_never_write_to_one_folder(small_sample, small_work, work_copy):
-    with hold(work_copy.status), pytest.raises(ValueError, match="another process writes"):
+    with hold(work_copy.status), pytest.raises(ValueError, match="another process is writing"):
         preprocess(small_sample, work_copy, EVERY_6)
     assert files_of(work_copy) == files_of(small_work)
 
@@ -179,7 +179,7 @@ def test_a_run_that_is_stopped_or_killed_leaves_no_worker_and_goes_on(
         assert run.returncode == -number
     else:
         assert run.returncode == 130
-        assert "the same command goes on from there" in told
+        assert "the same command continues from there" in told
         assert "Traceback" not in told
     preprocess(small_sample, uncropped, EVERY_6)
     assert files_of(uncropped) == files_of(small_work)

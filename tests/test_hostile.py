@@ -362,12 +362,12 @@ DEEP = "[" * 900 + "]" * 900
 
 # name: (the maker of metadata.json, or its content; what the error says)
 METADATA = {
-    "empty": (b"", "is not JSON"),
-    "not UTF-8": (b'{"caf\xe9.mp4": {"label": "REAL"}}', "is not JSON.*utf-8"),
+    "empty": (b"", "is not usable JSON"),
+    "not UTF-8": (b'{"caf\xe9.mp4": {"label": "REAL"}}', "is not usable JSON.*utf-8"),
     "as large as a disk": (put_sparse, "1,073,741,824 bytes"),
     "a pipe": (os.mkfifo, "a pipe or a device"),
-    "deep": (b"[" * 200_000, "is not JSON"),
-    "a number that fills the page": (b"9" * 100_000, "is not JSON"),
+    "deep": (b"[" * 200_000, "is not usable JSON"),
+    "a number that fills the page": (b"9" * 100_000, "is not usable JSON"),
     "a list": (["a.mp4"], "one object"),
     "a deep label": (f'{{"a.mp4": {{"label": {DEEP}}}}}'.encode(), "REAL or FAKE"),
     "a fake of itself": ({"good.mp4": FAKE}, "good.mp4 is listed as a fake of itself"),
@@ -404,7 +404,7 @@ def test_each_kind_of_metadata_is_one_clear_error(tmp_path, content, message):
 
 
 LABELS = {
-    "not UTF-8": (b"filename,label\ncaf\xe9.mp4,1\n", "is not a CSV file"),
+    "not UTF-8": (b"filename,label\ncaf\xe9.mp4,1\n", "can't be read as a CSV file"),
     "another table": (b"video,fake\na.mp4,1\n", "must have the columns"),
     "a third label": (b"filename,label\na.mp4,2\n", "has the label '2'.*must be 1"),
     "no row": (b"filename,label\n", "lists no video"),
@@ -529,7 +529,7 @@ def changed(part: str, told: dict):
 
 
 NAN = torch.tensor(torch.nan)
-UNSAFE, NO_CARD = "can be read safely", "a card that can't be used"
+UNSAFE, NO_CARD = "can't be read safely", "a card that can't be used"
 
 # name: (bytes, at times from a good checkpoint's content; the error)
 CHECKPOINTS = {
@@ -546,7 +546,7 @@ CHECKPOINTS = {
     "a list of weights": (saved({"state_dict": [1]}), "'state_dict'"),
     "a weight of text": (changed("state_dict", {"fc.bias": "0.5"}), "'state_dict'"),
     "a weight of another shape": (changed("state_dict", {"fc.bias": NAN}), "does not fit its"),
-    "a weight of NaN": (changed("state_dict", {"fc.bias": NAN[None]}), "are no numbers"),
+    "a weight of NaN": (changed("state_dict", {"fc.bias": NAN[None]}), "are not finite"),
     "a card of another type": (lambda stored: saved(stored | {"card": [1]}), NO_CARD),
     "an encoder it was not": (changed("card", {"encoder": "resnet18"}), "does not fit its"),
 }

@@ -120,9 +120,9 @@ def count_lines(*patterns: str) -> int:
 
 def test_the_house_stays_small():
     """As the formatter lays it out (`test_linters_pass`), comments and docstrings included."""
-    assert count_lines("dfdc_lib/*.py") <= 3650
-    assert count_lines("dfdc_lib/**/*.py") <= 8140
-    assert count_lines("tests/**/*.py") <= 8250
+    assert count_lines("dfdc_lib/*.py") <= 3647
+    assert count_lines("dfdc_lib/**/*.py") <= 8136
+    assert count_lines("tests/**/*.py") <= 8285
 
 
 def walk_library():

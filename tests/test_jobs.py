@@ -75,7 +75,7 @@ def test_jobs_are_taken_as_they_are_needed(tmp_path):
 
 @pytest.mark.parametrize("seconds", [0, -1, float("nan"), float("inf")])
 def test_a_time_limit_is_a_time(seconds):
-    with pytest.raises(ValueError, match="a time limit is"):
+    with pytest.raises(ValueError, match="a time limit must be"):
         run_jobs(square, [], time_limit=seconds)
 
 

@@ -30,7 +30,7 @@ def test_it_works_beside_the_folder_that_is_named(monkeypatch, tmp_path):
 
 
 def test_a_part_with_one_original_has_nobody_to_blend_with():
-    with pytest.raises(NotEnough, match="part 3 has but one"):
+    with pytest.raises(NotEnough, match="part 3 has only one"):
         margins.nearest_donor(make_face("a"), [make_face("a")])
 
 

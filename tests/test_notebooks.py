@@ -38,10 +38,17 @@ def test_committed_without_outputs(notebook):
     assert not [cell for cell in code_cells(notebook) if cell.outputs or cell.execution_count]
 
 
+def test_a_page_is_short(notebook, prose):
+    assert len(notebook.cells) <= 60
+    assert len(prose.split()) <= 2_200
+
+
 def test_cells_are_short_and_explained(notebook, code):
     lengths = [len(source.splitlines()) for source in code]
     assert statistics.median(lengths) <= 6
-    assert max(lengths) <= 30
+    assert max(lengths) <= 25
+    wide = [line for source in code for line in source.splitlines() if len(line) > 88]
+    assert not wide, "code must not scroll sideways on the site"
     kinds = "".join(cell.cell_type[0] for cell in notebook.cells)
     assert "ccc" not in kinds, "more than two code cells in a row without prose"
 

@@ -155,7 +155,7 @@ def test_one_folder_has_one_recipe(small_sample, small_work, work_copy, capsys):
     recipe["versions"]["torch"] = "1.0"
     work_copy.recipe.write_text(json.dumps(recipe))
     preprocess(small_sample, work_copy, EVERY_6)
-    assert "libraries changed: torch 1.0 → " in capsys.readouterr().err
+    assert "libraries have changed: torch 1.0 → " in capsys.readouterr().err
 
 
 def test_another_data_set_or_an_earlier_version_is_refused(data_copy, work_copy):

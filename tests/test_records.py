@@ -67,7 +67,7 @@ def test_a_record_holds_what_the_page_says(place):
 
 def test_the_same_files_give_the_same_scores_from_where_they_lay_or_lie_now(place, moved, capsys):
     assert main(["verify", str(place / "page.json")]) == 0
-    assert "equal: the same comes out again" in capsys.readouterr().out
+    assert "equal: the result is the same" in capsys.readouterr().out
     assert verify(moved, capsys)[0] == 0
 
 
@@ -132,7 +132,7 @@ def test_what_is_no_record_is_one_line(text, moved, capsys):
 def test_a_missing_video_names_the_option(moved, capsys):
     code, said = verify(moved, capsys, "--video", moved / "gone.mp4")
     assert code == 2
-    assert "--video says where it lies now" in said
+    assert "--video says where it is now" in said
 
 
 def test_another_number_of_checkpoints_is_told(moved, capsys):

@@ -69,7 +69,7 @@ def test_pairs_are_a_plain_merges_and_balancing_is_the_slides_formula(rows):
 def test_the_crops_that_are_missing_are_counted_and_the_first_is_named(rows, world):
     check_files(rows, world.work)
     alien = rows[:3].assign(frame_idx=[7, 7, 8])
-    told = f"^3 crops .*, such as .*/crops/{min(alien.video_id)}/[78]_0.png"
+    told = f"^3 crops .*, e.g. .*/crops/{min(alien.video_id)}/[78]_0.png"
     with pytest.raises(FileNotFoundError, match=told):
         check_files(pd.concat([rows, alien]), world.work)
 

@@ -132,7 +132,7 @@ def test_the_submission_lists_scored_videos_and_the_status_all(tmp_path, videos,
 def test_results_never_take_the_place_of_other_files(name, tmp_path):
     submission.check_results(tmp_path / "s.csv")
     (tmp_path / name).write_text("filename,label\n")
-    with pytest.raises(ValueError, match=f"{name} is of something else"):
+    with pytest.raises(ValueError, match=f"{name} belongs to something else"):
         submission.check_results(tmp_path / "s.csv")
     submission.journal_of(tmp_path / "s.csv").touch()  # of a call that was stopped as it wrote
     submission.check_results(tmp_path / "s.csv")

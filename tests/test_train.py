@@ -140,7 +140,7 @@ def test_only_the_same_run_goes_on_and_another_one_needs_a_word(work_copy):
 
 def test_processes_that_would_overwrite_each_other_are_refused(small_work, monkeypatch):
     taken = small_work.run("taken") / "metrics.csv"
-    with hold(taken), pytest.raises(ValueError, match="another process writes .*taken"):
+    with hold(taken), pytest.raises(ValueError, match="another process is writing .*taken"):
         train(small_work, SHORT, "taken")
     monkeypatch.setenv("OMPI_COMM_WORLD_SIZE", "4")
     with pytest.raises(ValueError, match="4 processes do not see each other"):

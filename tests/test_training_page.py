@@ -39,7 +39,7 @@ def train_page(work_copy):
             exec(source, names)
         plots = SimpleNamespace(plot_training=lambda *_: Figure().subplots().figure)
         names |= {"WORK": str(work_copy.root), "train": train, "plots": plots} | parameters
-        for source in (derived, *code[6], code[8][0]):
+        for source in (derived, *code[8], code[9][0]):
             exec(source, names)
         return called
 

@@ -50,7 +50,7 @@ def test_what_chose_the_recipe_is_never_scored(small_sample, tmp_path, monkeypat
     stranger.write_bytes(b"another video")
     transfer.refuse_tuned([stranger])
     shutil.copy(next(small_sample.glob("*/*.mp4")), renamed)
-    with pytest.raises(ValueError, match="chosen by renamed"):
+    with pytest.raises(ValueError, match="chosen on renamed"):
         transfer.score_clips([stranger, renamed])
     shutil.rmtree(first)
     with pytest.raises(ValueError, match="tune first"):

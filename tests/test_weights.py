@@ -141,7 +141,7 @@ def test_seeds_choose_the_files():
     assert len(weights.choose_names("")) == 7
     assert len(weights.choose_names("777, 999")) == 3
     with pytest.raises(
-        ValueError, match=r"no network of seed 77: there are 111, 555, 777, 888, 999"
+        ValueError, match=r"no network of seed 77: choose from 111, 555, 777, 888, 999"
     ):
         weights.choose_names("77")
 
@@ -163,6 +163,6 @@ def test_from_nothing_to_a_page_in_two_commands(
     assert main(["weights", "--mirror", mirror.address]) in (0, 1)  # 1: they know nothing
     assert main(["predict", str(video), "--frames", "1", "--report", str(tmp_path / "pages")]) == 0
     told = capsys.readouterr()
-    assert "with 7 of the winner's 7 networks" in told.err
+    assert "using 7 of the winner's 7 networks" in told.err
     page = (tmp_path / "pages" / f"{video.name}.html").read_text()
     assert page.count("margin upstream, trained on dfdc") == 7

@@ -26,9 +26,9 @@ from dfdc_lib.fast.scorers import Request, choose_backend, compile_network
 
 FACTOR = 0.709  # from level to level; facenet-pytorch's, as are the overlaps below
 SIDES = {"PNet": 12, "RNet": 24, "ONet": 48}  # pixels of each network's window
-CHUNK = {"cpu": 4, "cuda": 32}  # frames at once; on a CPU what fits its cache (measured)
+CHUNK = {"cpu": 4, "cuda": 32}  # frames at once; on a CPU as many as fit its cache (measured)
 BATCH = {"cpu": 64, "cuda": 2048}  # windows at once for R- and O-Net, at most
-ROUND = 8  # … and a multiple of this, so that what was prepared for one shape serves again
+ROUND = 8  # … and a multiple of this, so that what was prepared for one shape can be reused
 Found = tuple[np.ndarray, np.ndarray, np.ndarray]  # boxes, scores, landmarks, as in faces.Faces
 
 
@@ -44,7 +44,7 @@ class Windows(NamedTuple):
         return Windows(*(values[chosen] for values in self))
 
     def suppress(self, group: Tensor, overlap: float) -> "Windows":
-        """Drop those that overlap a better one of their group (n,) by more than `overlap`."""
+        """Drop those that overlap a better one in their group (n,) by more than `overlap`."""
         return self.choose(batched_nms(self.boxes, self.scores, group, overlap))
 
 
@@ -94,7 +94,7 @@ def load_network(name: str) -> nn.Module:
 
 @cache
 def _compile(name: str, threads: int):
-    """Compile a network by OpenVINO for `threads` threads, each with windows of its own."""
+    """Compile a network with OpenVINO for `threads` threads, each with windows of its own."""
     example = torch.zeros(1, 3, SIDES[name], SIDES[name])
     settings: dict = {"NUM_STREAMS": threads, "INFERENCE_NUM_THREADS": threads}
     settings["INFERENCE_PRECISION_HINT"] = "f32"  # in bfloat16 the boxes would move
@@ -152,7 +152,7 @@ def conclude(table: "SumTable", onet, windows: Windows, threshold: float) -> lis
 def look_closer(
     table: "SumTable", network, windows: Windows, side: int, threshold: float
 ) -> tuple[Windows, list[Tensor]]:
-    """Run a network on side x side pixels of the windows: those it keeps, and its other outputs."""
+    """Run a network on side x side pixels of windows: those it keeps, and its other outputs."""
     corners = windows.boxes.trunc().to(torch.int64)
     low = corners[:, :2].clamp(min=1) - 1
     high = corners[:, 2:].minimum(corners.new_tensor([table.width, table.height]))
@@ -181,7 +181,7 @@ class SumTable:
         self.sums = np.empty((len(frames), self.height + 1, self.width + 1, 3), np.int32)
         for frame, sums in zip(frames, self.sums, strict=True):
             cv2.integral(frame, sums)
-        # Sums over a large frame wrap around; their differences are right all the same.
+        # Sums over a large frame wrap around; their differences are still right.
         self._rows = self.sums.view(np.uint32).reshape(len(frames), self.height + 1, -1)
 
     def __len__(self) -> int:

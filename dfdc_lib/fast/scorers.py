@@ -28,7 +28,7 @@ def choose_backend(backend: str, device: torch.device | str) -> str:
         raise ValueError(f"backend must be one of {get_args(Backend)}, got {backend!r}")
     on_cpu = torch.device(device).type == "cpu"
     if backend == "openvino" and not on_cpu:
-        raise ValueError(f"OpenVINO computes on the CPU, and the device is {device}: choose torch")
+        raise ValueError(f"OpenVINO runs on the CPU, but the device is {device}: choose torch")
     if backend == "auto":
         return "openvino" if on_cpu and find_spec("openvino") else "torch"
     return backend
@@ -41,7 +41,7 @@ def _import_openvino() -> ModuleType:
 
 
 def compile_network(network: nn.Module, example: Tensor, shape: Sequence[int], **settings):
-    """Compile a network by OpenVINO. shape: its input's, -1 for any size. settings: OpenVINO's."""
+    """Compile a network with OpenVINO. shape: its input's, -1: any size. settings: OpenVINO's."""
     openvino = _import_openvino()
     shapes = [openvino.PartialShape(list(shape))]
     with warnings.catch_warnings(), torch.no_grad(), patch.dict(os.environ, UNTOLD):
@@ -55,8 +55,8 @@ def compile_network(network: nn.Module, example: Tensor, shape: Sequence[int], *
 
 @cache
 def _core():
-    """OpenVINO's core, one a process: each lays its own stack for signals over the last one's, and
-    where the first ends first, a stack that is gone comes back. Ctrl-C would then be a crash."""
+    """OpenVINO's core, one per process: each replaces the last one's stack for signals by its own,
+    and if the first ends first, it restores a stack that is gone. Ctrl-C would then crash."""
     return _import_openvino().Core()
 
 
@@ -77,7 +77,7 @@ def make_scorer(
 ) -> Callable[[Tensor], Tensor]:
     """Return a faster `model.score` for a model whose weights no longer change.
 
-    precision: see `choose_precision`. By "auto" a small network stays in torch and fp32.
+    precision: see `choose_precision`. With "auto" a small network stays in torch and fp32.
     """
     device, (chosen, number) = model.fc.weight.device, choose_arithmetic(model, backend, precision)
     if chosen == "openvino":
@@ -95,7 +95,7 @@ def make_scorer(
 def choose_arithmetic(
     model: DeepfakeClassifier, backend: Backend, precision: Precision
 ) -> tuple[str, torch.dtype]:
-    """What computes a model's scores here, and in which numbers; see `make_scorer`."""
+    """Which back end computes a model's scores here, in which precision; see `make_scorer`."""
     device = model.fc.weight.device
     large = sum(p.numel() for p in model.parameters()) >= LARGE
     number = choose_precision(precision, device, large)
@@ -103,18 +103,18 @@ def choose_arithmetic(
 
 
 def has_bf16(device: torch.device) -> bool:
-    """Does this device compute in bfloat16, and not only imitate it, as a T4 does?"""
+    """Does this device compute in bfloat16, and not only emulate it, as a T4 does?"""
     if device.type == "cuda":
         return torch.cuda.is_bf16_supported(including_emulation=False)
     return torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
 
 
 def choose_precision(precision: Precision, device: torch.device, large: bool = True) -> torch.dtype:
-    """What a network is computed in. "auto": fp32 for a small one; for a large one fp16 on a GPU,
-    as upstream, and bf16 on a CPU.
+    """The precision to compute a network in. "auto": fp32 for a small one; for a large one fp16 on
+    a GPU, as upstream, and bf16 on a CPU.
 
-    On a CPU without bf16 it is fp32. Raises ValueError for fp16 on a CPU, and for bf16 on a GPU
-    that can only imitate it.
+    A CPU without bf16 uses fp32 instead. Raises ValueError for fp16 on a CPU, and for bf16 on a GPU
+    that can only emulate it.
     """
     on_gpu = device.type == "cuda"
     if precision == "auto":
@@ -131,7 +131,7 @@ def choose_precision(precision: Precision, device: torch.device, large: bool = T
 def _compile_classifier(model: DeepfakeClassifier, number: torch.dtype):
     hint = "bf16" if number == torch.bfloat16 else "f32"
     settings: dict = {"INFERENCE_PRECISION_HINT": hint}
-    # A process that shares the machine has been given its own number.
+    # A process that shares the machine has a limit of its own.
     settings["INFERENCE_NUM_THREADS"] = torch.get_num_threads()
     example = torch.zeros(1, 3, model.card.size, model.card.size)
     return compile_network(model, example, (-1, *example.shape[1:]), **settings)

@@ -1,7 +1,7 @@
-"""Another data set in DFDC's layout, as links and metadata.json: what `dfdc adopt` does.
+"""Lay out another data set like DFDC's, as links and metadata.json: what `dfdc adopt` does.
 
-Each layout's reader yields what the set's makers say of each video: label, original, method and
-official split. What they list and is not on disk is counted: a partial download is no error.
+Each layout's reader yields what the set's makers say about each video: label, original, method and
+official split. What they list but is not on disk is counted: a partial download is not an error.
 """
 
 import hashlib
@@ -24,7 +24,7 @@ from dfdc_lib.store import appear_whole, read_json, show, write_json
 from dfdc_lib.video import printable
 
 SIGN = "adopted.json"  # in a folder that a later call may replace
-SPLITS = ("test", "val", "train", "")  # where a family spans several, it goes to the first
+SPLITS = ("test", "val", "train", "")  # a family that spans several goes to the first
 FOLDS = ("val", "test", "train", "")  # their order as parts, and so as folds: a run holds 0 out
 N_PARTS = 5  # of a set without official splits
 REALS = {"real", "reals", "0_real", "original", "originals", "pristine", "genuine", "authentic"}
@@ -34,34 +34,34 @@ SPLIT_NAMES |= {split: split for split in SPLITS[:3]}
 
 
 class Video(NamedTuple):
-    """What a data set says of one video."""
+    """What a data set says about one video."""
 
     file: str  # its path in the source
-    label: int | None  # 1 for a fake; None where nothing tells it
+    label: int | None  # 1 for a fake; None if nothing says
     name: str = ""  # what it is called here, without suffix; "": by its path
-    original: str = ""  # the name of the video that a fake was made from, where it is told
+    original: str = ""  # the name of the video that a fake was made from, if known
     method: str = ""  # how a fake was made
     split: str = ""  # the official one, of SPLITS
-    people: tuple[str, ...] = ()  # the one who is seen, and others who link it to more videos
+    people: tuple[str, ...] = ()  # the one who is seen, and others who link it to other videos
 
 
 def adopt(
     layout: str, source: Path, out: Path, compression: str = "", splits: Sequence[str] = ()
 ) -> pd.DataFrame:
-    """Lay out a data set as DFDC's: links to its videos, and a metadata.json for each part.
+    """Lay out a data set like DFDC's: links to its videos, and a metadata.json for each part.
 
-    layout: of LAYOUTS. compression: of FaceForensics++ and DFD, where several are there. splits:
-    take only these official ones. Returns a row a video, also of those that are listed but not
-    here: `Video`'s columns, path, here, and part (-1 where it is left out).
+    layout: of LAYOUTS. compression: of FaceForensics++ and DFD, if there are several. splits: take
+    only these official ones. Returns a row per video, including those that are listed but not
+    here: `Video`'s columns, path, here, and part (-1 if it is left out).
 
-    Raises ValueError where nothing is found, where labels contradict each other, and where `out`
-    holds anything but an earlier adoption, which is replaced.
+    Raises ValueError if nothing is found, if labels contradict each other, or if `out` holds
+    anything but an earlier adoption, which is replaced.
     """
     source, out = Path(os.path.abspath(source)), Path(os.path.abspath(out))
     if not source.is_dir():
         raise FileNotFoundError(f"no such folder: {source}")
     if out == source or source in out.parents:
-        raise ValueError(f"{out} lies in the data set, which is only read: choose another folder")
+        raise ValueError(f"{out} is inside the data set, which is only read: choose another folder")
     if out.exists() and not is_adoption(out) and (not out.is_dir() or any(out.iterdir())):
         raise FileExistsError(f"{out} holds something else: remove it, or name a new folder")
     found = list(LAYOUTS[layout](source, compression))
@@ -88,16 +88,16 @@ def adopt(
 
 
 def is_adoption(folder: Path) -> bool:
-    """Is this an earlier adoption, and nothing else in it?"""
+    """Does this folder hold an earlier adoption and nothing else?"""
     files = [path for path in folder.rglob("*") if not path.is_dir() and not path.is_symlink()]
     return {path.name for path in files} == {SIGN, "metadata.json"}
 
 
 def keep_inside(source: Path, file: str) -> Path:
-    """The path of a file in the source. Raises MetadataError where a list leads elsewhere."""
+    """The path of a file in the source. Raises MetadataError if a list leads elsewhere."""
     path = Path(os.path.normpath(source / file))
     if source not in path.parents:
-        raise MetadataError(f"{source} lists {show(file)}, which lies outside of it")
+        raise MetadataError(f"{source} lists {show(file)}, which lies outside it")
     return path
 
 
@@ -116,12 +116,12 @@ def name_uniquely(videos: Sequence[Video]) -> list[Video]:
 
 
 def assign_parts(videos: pd.DataFrame) -> np.ndarray:
-    """The part of each video. An original and its fakes are never parted.
+    """The part of each video. An original and its fakes are never separated.
 
-    One part an official split, in the order of FOLDS; a family that spans several goes to the one
-    that is learned from least. Where there is one split only, its families take turns over N_PARTS,
-    and people who are known to be in several videos stay together too (Celeb-DF's official split
-    parts them; of Celeb-DF and DFD only the one whose video it was counts, not the face's donor).
+    One part per official split, in the order of FOLDS; a family that spans several goes to the one
+    that is learned from least. With only one split, families take turns over N_PARTS, and people
+    known to be in several videos stay together too (Celeb-DF's official split separates them; in
+    Celeb-DF and DFD only the person whose video it was counts, not the face's donor).
     """
     official = videos.split.nunique() > 1
     joined = [
@@ -159,19 +159,19 @@ def link_part(folder: Path, videos: pd.DataFrame, files: dict[str, str]) -> None
 def describe_adoption(table: pd.DataFrame) -> str:
     """What was adopted, what is missing, and which part is which, in words."""
     taken = table[table.part >= 0]
-    kinds = table.label.map({0: "real", 1: "fake"}).fillna("label not told")
+    kinds = table.label.map({0: "real", 1: "fake"}).fillna("label unknown")
     kinds = kinds.where(table.method == "", table.method)
     groups = table.assign(kind=kinds).groupby(["split", "kind"], sort=False).here
     counts = groups.agg(here="sum", missing=lambda here: (~here).sum()).reset_index()
     lines = [counts.to_string(index=False)]
     if len(untold := table.file[table.label.isna()]):
-        lines.append(f"{len(untold)} are left out, as no folder, or two, tell their label: such as")
+        lines.append(f"{len(untold)} are left out: their folders give no label, or two, e.g.")
         lines[-1] += f" {untold.iloc[0]}"
     named = taken[taken.original != ""]
     if lost := (~named.original.isin(taken.name)).sum():
         lines.append(f"{lost} fakes lack their original, which `dfdc preprocess` needs to cut them")
     if taken.label.nunique() == 1:
-        lines.append("all that was found has one label: is this the layout?")
+        lines.append("everything found has one label: is this the right layout?")
     if taken.part.nunique() == 1:
         lines.append("all of it is one family of videos: nothing can be held out")
     for split, parts in taken.groupby("split").part.unique().items():
@@ -181,7 +181,7 @@ def describe_adoption(table: pd.DataFrame) -> str:
 
 
 def choose_compression(source: Path, wanted: str) -> str:
-    """The only compression of FaceForensics++ that is here, or the one that is asked for."""
+    """The only compression of FaceForensics++ that is here, or the one asked for."""
     found = sorted({path.parent.name for path in source.glob("*_sequences/*/*/videos")})
     if (wanted or len(found) != 1) and wanted not in found:
         here = ", ".join(found) or "none (original_sequences/youtube/c23/videos, …)"
@@ -277,7 +277,7 @@ def read_celebdf(source: Path, compression: str) -> Iterator[Video]:
 
 
 def read_dfdcp(source: Path, compression: str) -> Iterator[Video]:
-    """DFDC's preview: dataset.json names each file with label and set; originals are not told."""
+    """DFDC's preview: dataset.json names each file with label and set; originals are not named."""
     entries = read_json(source / "dataset.json")
     for file, entry in entries.items() if isinstance(entries, dict) else [("", entries)]:
         entry = entry if isinstance(entry, dict) else {"label": entry}
@@ -297,19 +297,19 @@ def walk(source: Path) -> Iterator[Path]:
 
 
 def read_dfdc_test(source: Path, compression: str) -> Iterator[Video]:
-    """DFDC's test set: labels.csv, or metadata.json with is_fake; no original is told."""
+    """DFDC's test set: labels.csv, or metadata.json with is_fake; originals are not named."""
     truth = read_truth(source / "labels.csv" if (source / "labels.csv").exists() else source)
     places = defaultdict(list)
     for path in walk(source):
         places[path.name].append(str(path))
     for file, label in zip(truth.file, truth.label, strict=True):
         named = places[Path(file).name]
-        place = named[0] if len(named) == 1 else file  # of several, the one that it names
+        place = named[0] if len(named) == 1 else file  # of several, the one it names
         yield Video(place, label, Path(file).stem, split="test")
 
 
 def read_folders(source: Path, compression: str) -> Iterator[Video]:
-    """Folders real/ and fake/, or as they are usually called, at any depth; below fake/ methods."""
+    """Folders real/ and fake/, or their usual names, at any depth; below fake/, methods."""
     for file in walk(source):
         folders = [name.lower() for name in file.parts[:-1]]
         told = {int(name in FAKES) for name in folders if name in REALS | FAKES}

@@ -24,7 +24,7 @@ from dfdc_lib.train import score_videos
 
 SETTINGS = [field.name for field in fields(TrainConfig)]
 ABOUT = ("run", "processes", "trained_on", "margin", "data", "versions", "as_slides", "seconds")
-# What may differ between two runs that both train as the slides say.
+# What may differ between two runs that both train as the slides do.
 FREE_SETTINGS = ("encoder", "batch", "accumulate", "fold", "seed", "precision", "augmentation")
 SIZES = ("n<1K", "1K<n<10K", "10K<n<100K", "100K<n<1M", "n>1M")  # as hubs name them
 
@@ -32,7 +32,7 @@ SIZES = ("n<1K", "1K<n<10K", "10K<n<100K", "100K<n<1M", "n>1M")  # as hubs name 
 def read_runs(work: WorkFolder) -> pd.DataFrame:
     """The finished runs of a work folder (those with a held_out.csv), one row each, by name.
 
-    Columns: ABOUT and SETTINGS. data: SHA-256 of the folds.csv that it read; as_slides: see
+    Columns: ABOUT and SETTINGS. data: SHA-256 of the folds.csv that the run read; as_slides: see
     `follows_slides`; seconds: from its first file to its last, interruptions included.
     """
     rows = [read_run(path.parent) for path in sorted(work.root.glob("runs/*/held_out.csv"))]
@@ -40,7 +40,7 @@ def read_runs(work: WorkFolder) -> pd.DataFrame:
 
 
 def read_run(folder: Path) -> dict:
-    """What is known of a finished run, by the names of ABOUT and SETTINGS."""
+    """What is known about a finished run, by the names of ABOUT and SETTINGS."""
     about = read_json(folder / "config.json")
     config = TrainConfig(**about["settings"])
     began, ended = ((folder / n).stat().st_mtime for n in ("config.json", "held_out.csv"))
@@ -63,7 +63,7 @@ def follows_slides(config: TrainConfig) -> bool:
 
 
 def measure_run(work: WorkFolder, run: str) -> pd.DataFrame:
-    """Log loss and AUC of a run over its held-out videos: one row a strategy and metric.
+    """Log loss and AUC of a run over its held-out videos: a row per strategy and metric.
 
     Columns: strategy, metric, value, low, high (95 %, bootstrap over originals), videos.
     """
@@ -123,6 +123,6 @@ def count_crops(rows: pd.DataFrame) -> str:
 
 
 def quote(text: str) -> Markup:
-    """A name as YAML writes it between double quotes, whatever its characters."""
+    """A name as YAML writes it in double quotes, whatever its characters."""
     dumped = yaml.safe_dump(text, default_style='"', allow_unicode=True, width=float("inf"))
     return Markup(dumped.strip())

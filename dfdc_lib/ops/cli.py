@@ -25,7 +25,7 @@ from dfdc_lib.jobs import TIME_LIMIT, answer_signals, count_cores
 from dfdc_lib.ops.weights import RELEASED, choose_names, fetch_weights, find_weights, weights_folder
 from dfdc_lib.progress import progress_bar
 
-GOES_ON = "what is done is kept, and the same command goes on from there"
+GOES_ON = "what is done is kept, and the same command continues from there"
 # How options look; a margin is one word.
 Switch = FlagCreatePairsOff[bool]
 SEVERAL = arg(metavar="VIDEO_PICTURE_OR_FOLDER …", help_behavior_hint="(required)")
@@ -43,7 +43,7 @@ MARGIN = PrimitiveConstructorSpec(
 
 @dataclass
 class Sample:
-    """Make the mini data set: 64 originals and 128 fakes, all synthetic."""
+    """Make the sample, a mini data set: 64 originals and 128 fakes, all synthetic."""
 
     out: Positional[Path]  # the folder to make
     seed: int = 0  # another seed makes other videos
@@ -60,13 +60,13 @@ class Sample:
 
 @dataclass
 class Adopt:
-    """Lay out another data set as DFDC's: links and metadata.json; nothing is copied."""
+    """Lay out another data set like DFDC's: links and metadata.json; nothing is copied."""
 
     layout: Positional[Literal["ffpp", "dfd", "celebdf", "dfdcp", "dfdc-test", "folders"]]
-    source: Positional[Path]  # where the data set lies
+    source: Positional[Path]  # where the data set is
     out: Positional[Path]  # the folder to make
-    compression: str = ""  # of ffpp and dfd: c0, raw, c23 or c40, where several are there
-    splits: str = ""  # only these official splits, with commas: train,val; without it, all
+    compression: str = ""  # for ffpp and dfd: c0, raw, c23 or c40, if there are several
+    splits: str = ""  # only these official splits, separated by commas: train,val; without it, all
 
     def __call__(self) -> int:
         from dfdc_lib.ops.adopt import adopt, describe_adoption
@@ -85,10 +85,10 @@ class Preprocess:
     data: Positional[Path]  # the folder that holds dfdc_train_part_0, …
     recipe: OmitArgPrefixes[config.PreprocessConfig]
     work: Path | None = None  # where artifacts go; without it, work/<name> beside the data
-    stages: str = "detect,crop,masks,folds"  # which stages to do, with commas
-    originals: int = 0  # take only so many, evenly over the parts; 0: all
-    folds: int = 16  # at most so many
-    overwrite: Switch = False  # begin again if the work folder has another recipe
+    stages: str = "detect,crop,masks,folds"  # which stages to run, separated by commas
+    originals: int = 0  # use only this many, spread evenly over the parts; 0: all
+    folds: int = 16  # make at most this many
+    overwrite: Switch = False  # begin again if the work folder has a different recipe
     workers: int = field(default_factory=count_cores)  # processes; 0: this one does all, unguarded
     scheduler: str = ""  # the address of a Dask scheduler, whose workers do the work: tcp://…
     time_limit: float = TIME_LIMIT  # seconds that a worker may take for one video
@@ -113,7 +113,7 @@ class Preprocess:
             print(f"folds: {done.folds}")
         bad = done.status[done.status.status != "ok"]
         if len(bad):
-            print(f"not ok, each with its reason in {work.status}:", file=sys.stderr)
+            print(f"not ok (the reasons are in {work.status}):", file=sys.stderr)
             groups = bad.groupby(["stage", "status"], sort=False, as_index=False)
             table = groups.agg(videos=("video_id", "size"), such_as=("video_id", "first"))
             print(table.to_string(index=False), file=sys.stderr)
@@ -127,14 +127,14 @@ class Train:
     work: Path  # a work folder that `dfdc preprocess` made
     run: str  # the run's name: runs/<name>
     settings: OmitArgPrefixes[config.TrainConfig]
-    preset: config.Preset = "slides"  # other defaults · demo, transfer: the sample, on two cores
+    preset: config.Preset = "slides"  # the defaults · demo, transfer: the sample, on two cores
     pretrained: Start = None  # start from ImageNet's weights; no value: timm's, or lite's package
     workers: int = 0  # processes that read crops
-    keep_every: int = 0  # keep the weights every so many epochs; 0: never
-    overwrite: Switch = False  # replace a run of this name that has other settings
+    keep_every: int = 0  # epochs from one kept checkpoint to the next; 0: keep none
+    overwrite: Switch = False  # replace a run of this name that has different settings
 
     def choose_start(self) -> bool | Path:
-        """The weights to start from: a file or folder, ImageNet's that come along, or random."""
+        """The weights to start from: a file or folder, True for ImageNet's, False for random."""
         if self.pretrained:
             return self.pretrained[0]
         from dfdc_lib.model import LITE
@@ -160,10 +160,10 @@ class Train:
 
 @dataclass
 class Weights:
-    """Fetch the winner's seven networks (1.9 GB), and check them; a stopped call goes on."""
+    """Fetch the winner's seven networks (1.9 GB) and check them; call again to resume."""
 
     folder: Positional[Path] = field(default_factory=weights_folder)  # where they go
-    only: str = ""  # the networks of these seeds, such as 111,555; without it, all
+    only: str = ""  # only the networks of these seeds: 111,555; without it, all
     mirror: str = ""  # an address or a folder that has the files; without it, upstream's release
 
     def __call__(self) -> int:
@@ -176,11 +176,11 @@ class Weights:
 
 @dataclass
 class Predict:
-    """Score videos and pictures: is it a fake?"""
+    """Score videos and pictures: are they fake?"""
 
     videos: Videos  # videos, pictures, or folders that hold some at any depth
     settings: OmitArgPrefixes[config.PredictConfig]
-    checkpoint: Files = ()  # the mean of their scores counts; without it, those of `dfdc weights`
+    checkpoint: Files = ()  # whose scores to average; without it, those of `dfdc weights`
     out: Path | None = None  # write a submission here, status.csv and predictions.parquet beside it
     fallback: float | None = None  # the score to submit for videos that have none
     report: Path | None = None  # write a page about each video into this folder
@@ -196,8 +196,8 @@ class Predict:
             raise ValueError("name the videos to score, or folders that hold them")
         videos, others = submission.find_videos(self.videos)
         if others:
-            told = f"{len(others)} files, such as {others[0]}"
-            print(f"left out, neither videos nor pictures by their names: {told}", file=sys.stderr)
+            told = f"{len(others)} files, e.g. {others[0]}"
+            print(f"left out, not videos or pictures by their names: {told}", file=sys.stderr)
         if self.out:
             submission.check_results(self.out)
         models = load_models(self.checkpoint or choose_released(), self.settings)
@@ -225,14 +225,14 @@ def choose_released() -> list[Path]:
     """The winner's networks, where they have been fetched. Raises ValueError."""
     paths = find_weights()
     if not paths:
-        other = "--checkpoint names another, such as the demo's runs/start_here/last.pt"
+        other = "--checkpoint names another, e.g. the demo's runs/start_here/last.pt"
         raise ValueError(f"no network: `dfdc weights` fetches the winner's; {other}")
-    print(f"with {len(paths)} of the winner's {len(RELEASED)} networks", file=sys.stderr)
+    print(f"using {len(paths)} of the winner's {len(RELEASED)} networks", file=sys.stderr)
     return paths
 
 
 def name_pages(names: dict[Path, str]) -> dict[Path, str]:
-    """Name the page about each video as a disk takes it, and no two alike."""
+    """Give the page about each video a name that a disk takes and no other page has."""
     pages: dict[Path, str] = {}
     for number, (video, name) in enumerate(names.items()):
         plain = f"{name.replace(os.sep, '__')}.html"
@@ -259,16 +259,16 @@ class Evaluate:
     results: Annotated[Positional[tuple[Path, ...]], arg(metavar="RESULTS …")]  # of predict --out
     labels: Annotated[tuple[Path, ...], arg(metavar="DATA …")]  # data folders, or CSV files
     out: Path | None = None  # write evaluation.html, .csv and .json into this folder
-    false_alarms: float = 0.05  # choose the threshold that at most such a share of reals reach
-    fit_on: str = ""  # choose it, and fit scaling, on this split, and measure the others
+    false_alarms: float = 0.05  # choose the threshold that at most this share of reals reach
+    fit_on: str = ""  # choose the threshold, and fit scaling, on this split; measure the others
     scaling: Literal["", "temperature", "platt"] = ""  # fit it, and keep it beside the checkpoint
-    leaks: Switch = True  # with --out: is an original of one data set also in another?
+    leaks: Switch = True  # with --out: check whether data sets share originals
 
     def __call__(self) -> int:
         from dfdc_lib.ops import evaluation, evaluation_page, leaks
 
         if not self.results or not self.labels:
-            raise ValueError("name the results to measure, and the --labels to measure them by")
+            raise ValueError("name the results to measure, and the truth about them with --labels")
         if self.out:
             self.out.mkdir(parents=True, exist_ok=True)  # a file of this name ends it now
         how = (self.false_alarms, self.fit_on, self.scaling)
@@ -289,17 +289,17 @@ class Evaluate:
 
 @dataclass
 class Verify:
-    """Score a page's video again: does the same come out?"""
+    """Score a page's video again: is the result the same?"""
 
     record: Positional[Path]  # the JSON that `dfdc predict --report` writes beside a page
-    video: Path | None = None  # where the video lies now; without it, where it lay
-    checkpoint: Files = ()  # where the checkpoints lie now, in the same order
+    video: Path | None = None  # where the video is now; without it, where it was
+    checkpoint: Files = ()  # where the checkpoints are now, in the same order
 
     def __call__(self) -> int:
         from dfdc_lib.ops.records import verify_record
 
         code = print_findings(verify_record(self.record, self.video, self.checkpoint))
-        print("not equal: BAD says what differs" if code else "equal: the same comes out again")
+        print("not equal: BAD says what differs" if code else "equal: the result is the same")
         return code
 
 
@@ -309,9 +309,9 @@ class Doctor:
 
     data: Path | None = None  # the folder that holds dfdc_train_part_0, …: is it complete?
     work: Path | None = None  # a work folder: is it complete and undamaged?
-    pictures: Switch = False  # and decode every crop and mask in it
-    strike: Switch = False  # have the next `dfdc preprocess` make again what is wrong in it
-    estimate: int = 0  # from a few videos, how long so many workers take to preprocess --data
+    pictures: Switch = False  # also decode every crop and mask in it
+    strike: Switch = False  # have the next `dfdc preprocess` redo what is wrong in it
+    estimate: int = 0  # from a few videos, how long this many workers take to preprocess --data
     checkpoint: Files = ()  # files or folders: are they upstream's, do they load, do they work?
 
     def __call__(self) -> int:
@@ -321,7 +321,7 @@ class Doctor:
         from dfdc_lib.store import WorkFolder
 
         if self.estimate and not self.data:
-            raise ValueError("an estimate is made from some of your videos: name them with --data")
+            raise ValueError("an estimate needs some of your videos: name them with --data")
         findings = check_environment()
         findings += [check_data(self.data)] if self.data else []
         if self.work:
@@ -329,7 +329,7 @@ class Doctor:
             findings += check_work(WorkFolder(self.work), **how)
         code = print_findings(findings + check_checkpoints(self.checkpoint))
         if self.data and self.estimate:
-            print(f"preprocessing all of {self.data} by {self.estimate} workers takes about:")
+            print(f"preprocessing all of {self.data} with {self.estimate} workers takes about:")
             table = estimate_run(self.data, self.estimate)
             print(table.to_string(index=False, float_format="{:,.2f}".format))
         return code
@@ -353,7 +353,7 @@ def start_settings(
 
 
 def read_command(words: Sequence[str]) -> Callable[[], int]:
-    """Read a subcommand and its options. Raises ValueError, of one line, for wrong words."""
+    """Read a subcommand and its options. Raises a ValueError of one line for wrong words."""
     tyro._experimental_options.update({"ansi_codes": False, "utf8_boxes": False})  # plain errors
     said = io.StringIO()
     try:
@@ -370,7 +370,7 @@ def read_command(words: Sequence[str]) -> Callable[[], int]:
 
 
 def parse_words(words: Sequence[str]) -> Callable[[], int]:
-    """Read a subcommand by tyro, which prints what is wrong and exits."""
+    """Read a subcommand with tyro, which prints what is wrong and exits."""
     registry = ConstructorRegistry()
     registry.primitive_rule(lambda info: MARGIN if info.type is config.Margin else None)
     training, _ = tyro.cli(start_settings, args=words, return_unknown_args=True, add_help=False)
@@ -394,10 +394,10 @@ def parse_words(words: Sequence[str]) -> Callable[[], int]:
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Run one command; return its exit code. An error that the user can fix is one line."""
+    """Run one command; return its exit code. An error that the user can fix prints one line."""
     try:
         command = read_command(sys.argv[1:] if argv is None else argv)
-        with answer_signals(signal.default_int_handler, signal.SIGTERM):  # so clusters end jobs
+        with answer_signals(signal.default_int_handler, signal.SIGTERM):  # as clusters end jobs
             return command()
     except (OSError, ValueError) as error:
         print(f"dfdc: {error}", file=sys.stderr)

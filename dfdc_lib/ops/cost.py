@@ -14,15 +14,15 @@ class Cost(NamedTuple):
     """What a classifier costs for one picture."""
 
     parameters: int
-    macs: int  # multiplications with an addition, forward
-    kept_bytes: int  # of activations, which training keeps for the way back, in 32 bits
+    macs: int  # multiplications with an addition, in the forward pass
+    kept_bytes: int  # of activations, which training keeps for the backward pass, in 32 bits
 
 
 def cost_of(encoder: str, size: int = 0) -> Cost:
     """Count a classifier's cost for a picture of `size` pixels (0: the encoder's own).
 
-    Tensors on the device "meta" have a shape and no content: a B7 is counted in a second, and needs
-    no memory.
+    Tensors on the device "meta" have a shape but no content: counting a B7 takes a second and no
+    memory.
     """
     size = size or encoder_preset(encoder).size
     with torch.device("meta"):
@@ -36,10 +36,10 @@ def cost_of(encoder: str, size: int = 0) -> Cost:
         return tensor
 
     with torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):
-        # What is kept lives as long as the logits; else storages would be counted as one.
+        # The logits keep all of it alive; a freed address would be reused, and counted once.
         logits = model.train()(pair)
     for tensor in (*model.parameters(), *model.buffers()):
         kept.pop(tensor.untyped_storage()._cdata, None)
     parameters = sum(p.numel() for p in model.parameters())
-    # The counter calls a multiplication and its addition two operations.
+    # The counter counts a multiplication and its addition as two operations.
     return Cost(parameters, counter.get_total_flops() // 4, sum(kept.values()) // len(logits))

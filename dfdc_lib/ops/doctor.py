@@ -30,7 +30,7 @@ from dfdc_lib.rehearsal.people import LANDMARKS
 from dfdc_lib.rehearsal.sample import METHODS, SIZES, Fake, falsify
 from dfdc_lib.store import digest_file
 
-# The logits of `draw_rings` by networks with `formula_weights`, computed in 64 bits.
+# The logits of `draw_rings` from networks with `formula_weights`, computed in 64 bits.
 GOLDEN = {"b3": (1.838554, 0.340911), "b7": (-0.368270, 2.170032)}
 
 
@@ -74,7 +74,7 @@ def check_gpu() -> Finding:
 def runs_on(architecture: str, major: int, minor: int) -> bool:
     """Does code built for an architecture, such as sm_75, run on a GPU of this capability?
 
-    sm_75 is for GPUs from 7.5 to 7.9; compute_75 is compiled there, for all from 7.5 on.
+    sm_75 is for GPUs from 7.5 to 7.9; compute_75 is compiled on the spot, for any from 7.5 on.
     """
     kind, _, number = architecture.partition("_")
     built = divmod(int(re.sub(r"\D", "", number)), 10)
@@ -82,7 +82,7 @@ def runs_on(architecture: str, major: int, minor: int) -> bool:
 
 
 def check_package(name: str, why: str = "./run_all.sh installs it") -> Finding:
-    """Check that a package is installed, and say its version."""
+    """Check that a package is installed, and give its version."""
     try:
         return Finding(name, True, importlib.metadata.version(name))
     except importlib.metadata.PackageNotFoundError:
@@ -103,7 +103,7 @@ def check_data(data: Path) -> Finding:
 
 
 def check_checkpoints(paths: Sequence[Path]) -> list[Finding]:
-    """Check the libraries, then each checkpoint; a folder stands for all in it, at any depth."""
+    """Check the libraries, then each checkpoint; a folder stands for all it holds, at any depth."""
     findings = [check_network(encoder) for encoder in GOLDEN] if paths else []
     for path in map(Path, paths):
         files = [path]
@@ -123,7 +123,7 @@ def check_network(encoder: str) -> Finding:
     """Check, with known weights, that the libraries here build the right network."""
     timm = importlib.metadata.version("timm")
     what = f"{encoder} as timm {timm} and torch {torch.__version__} build it"
-    advice = "not upstream's network, whose weights mean nothing to it: install requirements.lock"
+    advice = "not upstream's network, so its weights mean nothing here: install requirements.lock"
     try:
         model = DeepfakeClassifier(encoder).eval()
     except RuntimeError as error:  # timm does not know the name
@@ -170,7 +170,7 @@ def formula_weights(model: nn.Module) -> dict[str, Tensor]:
 
 
 def check_checkpoint(path: Path) -> list[Finding]:
-    """Check a checkpoint: its bytes, does it load, what did it learn, what does it say of faces?"""
+    """Check a checkpoint: its bytes, does it load, what did it learn, how does it score faces?"""
     digest, wrong = "", ""
     if path.is_file() and os.access(path, os.R_OK):
         digest = digest_file(path)
@@ -180,7 +180,7 @@ def check_checkpoint(path: Path) -> list[Finding]:
     try:
         model = load_checkpoint(path)
     except (OSError, RuntimeError, ValueError) as error:
-        advice = f"train one with `dfdc train`, or take one of release 0.0.1 of {UPSTREAM}"
+        advice = f"train one with `dfdc train`, or take one from release 0.0.1 of {UPSTREAM}"
         if source:
             advice = f"upstream released it as {source}: the libraries do not build its network"
         return [Finding(str(path), False, str(error).splitlines()[0], wrong or advice)]
@@ -191,7 +191,7 @@ def check_checkpoint(path: Path) -> list[Finding]:
 
 
 def check_scores(model: DeepfakeClassifier, name: str) -> Finding:
-    """Check what a network says of known faces."""
+    """Check what a network says about known faces."""
     crops, labels = known_crops(model.card.margin)
     transform = valid_transforms(model.card.size)
     with torch.inference_mode():
@@ -201,12 +201,12 @@ def check_scores(model: DeepfakeClassifier, name: str) -> Finding:
     found = f"of {len(crops)} faces of the sample, reals score {reals}, fakes {fakes}"
     knows = model.card.trained_on == "sample"
     fault = name_fault(logits.numpy(), labels, knows)
-    advice = "" if knows else "it learned from other data: if it can't tell these, that is no fault"
+    advice = "" if knows else "it learned from other data: it need not tell these apart"
     return Finding(f"scores of {name}", not fault, found, fault or advice)
 
 
 def name_fault(logits: np.ndarray, labels: np.ndarray, knows: bool) -> str:
-    """What is wrong with a network that gives these logits; "" where nothing shows.
+    """What is wrong with a network that gives these logits; "" if nothing is.
 
     knows: it learned from the sample. Measured: logits spread by 0.001 to 0.01 in untrained tiny
     networks and by 0.3 to 1.5 in untrained lite0, by 2.6 after 20 steps of the demo, by 7 after all
@@ -214,11 +214,11 @@ def name_fault(logits: np.ndarray, labels: np.ndarray, knows: bool) -> str:
     all.
     """
     if not np.isfinite(logits).all():
-        return "no numbers: its weights overflow; take an earlier checkpoint"
+        return "not finite: its weights overflow; take an earlier checkpoint"
     if np.ptp(logits) < 0.1:
-        return "one answer to every face: it is untrained, or went astray"
+        return "one answer for every face: it is untrained, or its training diverged"
     if knows and auc(labels, logits) < 0.8:
-        return "it learned from such faces and can't tell them: hardly trained, or labels turned"
+        return "it learned such faces but can't tell them apart: hardly trained, or labels swapped"
     return ""
 
 
@@ -233,6 +233,6 @@ def known_crops(margin: Margin) -> tuple[list[np.ndarray], np.ndarray]:
         frame, (landmarks,) = filmed
         centre, size = landmarks.mean(axis=0), eyes_to_mouth(landmarks)
         low, high = centre - size * np.array([1.1, 1.4]), centre + size * np.array([1.1, 1.2])
-        box = (*low, *high)  # as MTCNN's, about
+        box = (*low, *high)  # roughly as MTCNN's
         crops += [cut_face(picture, box, margin) for picture in (frame, fake)]
     return crops, np.arange(len(crops)) % 2

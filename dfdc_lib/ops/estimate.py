@@ -12,7 +12,7 @@ from dfdc_lib.metadata import read_metadata
 from dfdc_lib.ops.pipeline import preprocess
 from dfdc_lib.store import WorkFolder
 
-# On disk, of a video's artifacts at the default settings: 1080p, ten seconds, one face. Two real
+# A video's artifacts on disk at the default settings: 1080p, ten seconds, one face. Two real
 # clips of DFDC had 1.2 and 3.6 MB of crops.
 BYTES_A_VIDEO = 4_000_000
 
@@ -20,10 +20,10 @@ BYTES_A_VIDEO = 4_000_000
 def estimate_run(
     data: Path, workers: int, n_originals: int = 4, config: PreprocessConfig = PreprocessConfig()
 ) -> pd.DataFrame:
-    """What preprocessing a data set will take, from a few originals and their fakes that are here.
+    """What preprocessing a data set will take, from a few originals and their fakes on this disk.
 
     They go through all stages here, on one worker's share of the cores. One row: videos, measured
-    of them, hours of all workers, gb and files on disk. Raises ValueError where none can be read.
+    ones, hours with all workers, gb and files on disk. Raises ValueError if none can be read.
     """
     n_videos, before = len(read_metadata(data)), count_cores()
     use_cores(max(before // max(workers, 1), 1))

@@ -1,6 +1,6 @@
 """How good are scores? The field's measures of submissions, with intervals: `dfdc evaluate`.
 
-A draw of the bootstrap takes whole originals: an original and its fakes are no independent videos.
+A bootstrap draws whole originals: an original and its fakes are not independent videos.
 """
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -26,8 +26,8 @@ def measure(labels: np.ndarray, p_fake: np.ndarray, threshold: float = 0.5) -> M
     """METRICS of scores (n,), as a function of how often each counts: weights (n,) → (8,) float.
 
     EER: where the ROC, its points joined by lines, has as many false alarms as misses. accuracy: at
-    0.5. false alarms, found: the shares of reals and fakes that reach `threshold`. NaN where a
-    class or the threshold is absent. Notebook 13 derives EER and AP by hand.
+    0.5. false alarms, found: the shares of reals and fakes that reach `threshold`. NaN if a
+    class or the threshold is missing. Notebook 13 derives EER and AP by hand.
     """
     order = np.argsort(-p_fake, kind="stable")
     y, p = labels[order].astype(bool), p_fake[order]
@@ -46,7 +46,7 @@ def measure(labels: np.ndarray, p_fake: np.ndarray, threshold: float = 0.5) -> M
             precision = np.nan_to_num(fakes[1:] / (fakes + reals)[1:])
             above = of_reals @ reached / reals[-1], of_fakes @ reached / fakes[-1]
         auc = np.trapezoid(found, alarms)
-        both = 1 + 0 * auc  # NaN where a class is absent
+        both = 1 + 0 * auc  # NaN if a class is missing
         ranks = [
             auc,
             both * np.interp(1, found + alarms, alarms),
@@ -62,7 +62,7 @@ def draw_intervals(
 ) -> tuple[np.ndarray, np.ndarray]:
     """The middle 95 % of what `values_of` weights returns, over draws of whole groups.
 
-    As `metrics.bootstrap_interval`, for many values at once. One group gives NaN.
+    Like `metrics.bootstrap_interval`, but for many values at once. One group gives NaN.
     """
     draws = draw_groups(np.asarray(groups), n_draws, seed)
     values = np.array([values_of(counts.astype(float)) for counts in draws])
@@ -74,16 +74,16 @@ def draw_intervals(
 
 
 class Scored(NamedTuple):
-    """A result beside the truth: TRUTH's columns, data_set, path and score (maybe NaN) of each
-    video, and of each frame."""
+    """A result beside the truth: TRUTH's columns, data_set, path and score (maybe NaN) for each
+    video, and for each frame."""
 
     results: Results
     videos: pd.DataFrame
     frames: pd.DataFrame
-    notes: list[str]  # what a reader must know of it
+    notes: list[str]  # what a reader must know about it
 
     def levels(self, scaling: dict | None) -> dict[str, pd.DataFrame]:
-        """The tables of scores by level; those of which there are none are left out.
+        """The tables of scores by level, without the levels that have none.
 
         "video" is the score as it was given, "mean of frames" and "frame" are the field's
         conventions, "scaled" is the video's after a scaling.
@@ -98,25 +98,25 @@ class Scored(NamedTuple):
 
 
 def join_truth(results: Results, truth: pd.DataFrame) -> Scored:
-    """Put scores beside the truth. Raises ValueError where none has a label."""
+    """Put scores beside the truth. Raises ValueError if none has a label."""
     rows = match_truth(results.videos.name.tolist(), truth)
     if (rows < 0).all():
-        some = f"{results.videos.name.iloc[0]}, and {truth.path.iloc[0]} in the labels"
-        raise ValueError(f"no video of {results.name} has a label, such as {some}")
+        some = f"{results.videos.name.iloc[0]}; the labels name {truth.path.iloc[0]}"
+        raise ValueError(f"no video of {results.name} has a label, e.g. {some}")
     given = results.videos[rows >= 0].set_axis(rows[rows >= 0])
     videos = given.join(truth).sort_index().reset_index(drop=True)  # in the order of the labels
     frames = results.frames.merge(videos.drop(columns=["p_fake", "mean"]), on="name")
     notes = [REHEARSAL_WARNING] if "sample" in results.trained_on else []
     if without := results.videos.name[rows < 0].tolist():
-        notes.append(f"{len(without)} videos without a label are left out, such as {without[0]}")
+        notes.append(f"{len(without)} videos without a label are left out, e.g. {without[0]}")
     for name, listed in truth.groupby("data_set"):
         here = videos[videos.data_set == name]
         if 0 < len(here) < len(listed):
-            notes.append(f"{len(here)} of the {len(listed)} videos of {name} were given to it")
+            notes.append(f"it scored {len(here)} of the {len(listed)} videos of {name}")
         if len(here) and name in results.trained_on:
-            notes.append(f"it was trained on {name}, and what it learned may be among these videos")
+            notes.append(f"it was trained on {name}, and may have learned some of these videos")
         if here.label.any() and here.original_id.nunique() == len(here):
-            notes.append(f"{name} tells no originals, so its intervals count each video by itself")
+            notes.append(f"{name} names no originals, so its intervals count each video by itself")
     videos = videos.assign(score=videos.p_fake)
     return Scored(results, videos, frames.rename(columns={"p_fake": "score"}), notes)
 
@@ -131,10 +131,10 @@ def choose_threshold(table: pd.DataFrame, rate: float) -> float:
 
 
 def tabulate(levels: dict[str, pd.DataFrame], rate: float, fit_on: str) -> Iterator[dict]:
-    """Measure each level, data set and method: a line a metric, with its interval and counts.
+    """Measure each level, data set and method: a line per metric, with its interval and counts.
 
-    levels: see `Scored.levels`. rate: of false alarms, by which each level's threshold is chosen:
-    over all reals of the split `fit_on`, which is then not measured, else over all that are.
+    levels: see `Scored.levels`. rate: of false alarms, which sets each level's threshold: over all
+    reals of the split `fit_on`, which is then not measured, or else over all that are.
     """
     _, given = split_rows(levels["video"], fit_on)
     sets = list(given.data_set.unique())
@@ -150,7 +150,7 @@ def tabulate(levels: dict[str, pd.DataFrame], rate: float, fit_on: str) -> Itera
 
 
 def split_rows(table: pd.DataFrame, fit_on: str) -> tuple[pd.DataFrame, pd.DataFrame]:
-    """The rows to fit on, of this split, and the rows to measure; without a split all of these."""
+    """The rows to fit on, of this split, and the rows to measure; without a split, all of them."""
     fitting = (table.split == fit_on) & (fit_on != "")
     return table[fitting], table[~fitting]
 
@@ -162,10 +162,10 @@ def choose_rows(table: pd.DataFrame, data_set: str, method: str) -> pd.DataFrame
 
 
 def measure_rows(table: pd.DataFrame, threshold: float, n_videos: int) -> list[dict]:
-    """A line a metric: value, low, high (95 %), threshold, and counts.
+    """A line per metric: value, low, high (95 %), threshold, and counts.
 
     n_videos: how many were given. coverage: the share of them with a score. Of those: scores
-    (frames, at that level), reals, fakes, originals, people (0 where the data set tells none).
+    (frames, at that level), reals, fakes, originals, people (0 if the data set names none).
     """
     scored = table.dropna(subset="score")
     seen = scored.drop_duplicates("path")
@@ -193,7 +193,7 @@ def tabulate_bins(levels: dict[str, pd.DataFrame], fit_on: str) -> Iterator[pd.D
 
 
 def tabulate_reliability(videos: pd.DataFrame) -> pd.DataFrame:
-    """Do as many fakes stand behind a score as it says? One row a bin of p_fake that has videos.
+    """Are as many videos fake as their scores say? One row per bin of p_fake that has videos.
 
     Columns: bin, n, p_fake (the mean), share (of fakes), low, high (95 %).
     """
@@ -215,8 +215,8 @@ def tabulate_reliability(videos: pd.DataFrame) -> pd.DataFrame:
 class Evaluation(NamedTuple):
     """What `evaluate` found."""
 
-    table: pd.DataFrame  # GROUP, metric, and what `measure_rows` tells
-    reliability: pd.DataFrame  # GROUP but for method, and `tabulate_reliability`'s columns
+    table: pd.DataFrame  # GROUP, metric, and what `measure_rows` returns
+    reliability: pd.DataFrame  # GROUP without method, and `tabulate_reliability`'s columns
     truth: pd.DataFrame  # TRUTH, data_set and path of every video that has a label
     notes: list[str]  # what a reader must know
 
@@ -234,14 +234,14 @@ def evaluate(
     one that was kept before is used too. Raises FileNotFoundError or ValueError.
     """
     if not 0 <= rate <= 1:
-        raise ValueError(f"a rate of false alarms lies between 0 and 1, got {rate}")
+        raise ValueError(f"a rate of false alarms must lie between 0 and 1, got {rate}")
     given = [read_results(path) for path in results]
     if len({each.name for each in given}) < len(given):
         raise ValueError("a result is given twice")
     truth = read_truths(labels)
     if fit_on and not 0 < (truth.split == fit_on).sum() < len(truth):
         known = ", ".join(sorted(set(truth.split) - {""})) or "none"
-        raise ValueError(f"--fit-on takes one of several splits, got {fit_on!r} of {known}")
+        raise ValueError(f"--fit-on must name one of several splits, got {fit_on!r} of {known}")
     scored = [join_truth(each, truth) for each in given]
     notes = [f"{each.results.name}: {note}" for each in scored for note in each.notes]
     notes += fit_scalings(scored, scaling, fit_on) if scaling else []
@@ -256,12 +256,12 @@ def evaluate(
         lines += [about | line for line in tabulate(levels, rate, fit_on)]
         bins += [table.assign(**about) for table in tabulate_bins(levels, fit_on)]
     if not lines:
-        raise ValueError(f"there is nothing to measure but the split {fit_on}")
+        raise ValueError(f"there is nothing to measure besides the split {fit_on}")
     return Evaluation(pd.DataFrame(lines), pd.concat(bins, ignore_index=True), truth, notes)
 
 
 def read_truths(labels: Sequence[Path]) -> pd.DataFrame:
-    """The truth of several data sets; where two have one name, their paths tell them apart."""
+    """The truth about several data sets; if two share a name, their paths tell them apart."""
     sets = [read_truth(source) for source in labels]
     names = [each.data_set.iloc[0] for each in sets]
     if len(set(names)) < len(names):
@@ -271,9 +271,9 @@ def read_truths(labels: Sequence[Path]) -> pd.DataFrame:
 
 
 def fit_scalings(scored: Sequence[Scored], kind: Scaling, fit_on: str) -> list[str]:
-    """Fit one scaling for all results of the same networks, and keep it. Returns what was done."""
+    """Fit one scaling for all results of the same networks, and keep it. Says what was done."""
     if not fit_on:
-        raise ValueError("name the split on which scaling is fitted: --fit-on val")
+        raise ValueError("name the split to fit scaling on: --fit-on val")
     groups: dict[str, list[Scored]] = {}
     for each in scored:
         groups.setdefault(str(identify(each.results)), []).append(each)

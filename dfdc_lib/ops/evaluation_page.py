@@ -1,4 +1,4 @@
-"""An evaluation as JSON, CSV and a page that needs no network; the generalisation card in it."""
+"""An evaluation as JSON, CSV and a page that needs no network, with the generalisation card."""
 
 from pathlib import Path
 
@@ -38,9 +38,9 @@ def describe_evaluation(table: pd.DataFrame) -> str:
 
 
 def make_card(table: pd.DataFrame, metric: str = "AUC") -> pd.DataFrame:
-    """Network by test set: in each cell the metric of whole videos, coverage and how many.
+    """Network by test set: each cell has the metric of whole videos, coverage and counts.
 
-    Results of the same networks share a row, where they are of different sets.
+    Results of the same networks share a row if they are for different sets.
     """
     cells = table[(table.level == "video") & (table.method == ALL) & (table.metric == metric)]
     again = cells.duplicated(["network", "data_set"], keep=False)
@@ -56,7 +56,7 @@ def make_card(table: pd.DataFrame, metric: str = "AUC") -> pd.DataFrame:
 
 
 def plot_intervals(table: pd.DataFrame, metric: str = "AUC") -> Figure:
-    """A metric of whole videos with its interval: a row a data set and method, a mark a result."""
+    """A metric of whole videos with its interval: a row per set and method, a mark per result."""
     lines = table[(table.level == "video") & (table.metric == metric)]
     rows = lines[["data_set", "method"]].drop_duplicates().reset_index(drop=True)
     figure, axis = plt.subplots(figsize=(7.1, 0.35 * len(rows) + 1.2), layout="constrained")
@@ -77,7 +77,7 @@ def plot_intervals(table: pd.DataFrame, metric: str = "AUC") -> Figure:
 
 
 def plot_reliability(bins: pd.DataFrame) -> Figure:
-    """The share of fakes behind each score: a panel a data set. bins: `Evaluation.reliability`."""
+    """The share of fakes behind each score: a panel per set. bins: `Evaluation.reliability`."""
     sets = list(bins.data_set.unique())
     figure, axes = plt.subplots(
         1, len(sets), figsize=(max(3.6, 2.4 * len(sets)), 3.4), sharey=True, squeeze=False,
@@ -101,7 +101,7 @@ def plot_reliability(bins: pd.DataFrame) -> Figure:
 
 
 def to_records(table: pd.DataFrame | None) -> list[dict] | None:
-    """A table as JSON takes it: what is NaN becomes null."""
+    """A table in a form that JSON takes: NaN becomes null."""
     return (
         None
         if table is None
@@ -118,7 +118,7 @@ def write_evaluation(
 ) -> Path:
     """Write evaluation.csv, .json and .html into a folder; return the page's path.
 
-    rate, fit_on: as `evaluate` took them. leaks: of `find_leaks`; None where nobody has looked.
+    rate, fit_on: as `evaluate` took them. leaks: of `find_leaks`; None if nobody looked for them.
     """
     write_csv(folder / "evaluation.csv", found.table)
     pairs, unreadable = leaks or (None, 0)

@@ -1,4 +1,4 @@
-"""Is a work folder all there and whole? Its journal against its folders, and what to do."""
+"""Is a work folder complete and undamaged? Compares its journal with its folders."""
 
 from collections.abc import Iterator, Sequence
 from typing import NamedTuple
@@ -11,7 +11,7 @@ from dfdc_lib.ops.pipeline import PASSING, Key, Line, append_lines, read_status
 from dfdc_lib.store import DamagedFile, WorkFolder, hold, list_faces, read_png
 
 KINDS = {"detect": "boxes", "crop": "crops", "masks": "masks"}  # stage → folder of what it makes
-SHOWN = 3  # names of what is wrong, of each kind
+SHOWN = 3  # names per kind of fault
 AGAIN = "run `dfdc preprocess` again"
 STRIKE = f"strike them out with `dfdc doctor --work … --pictures --strike`, then {AGAIN}"
 
@@ -29,7 +29,7 @@ def check_work(work: WorkFolder, pictures: bool = False, strike: bool = False) -
     """Does a work folder hold what its journal says?
 
     pictures: decode every crop and mask too. strike: strike out the lines of what is missing or
-    damaged, so that the next `dfdc preprocess` makes it again; else nothing is changed.
+    damaged, so that the next `dfdc preprocess` makes it again; otherwise nothing is changed.
     """
     try:
         recipe, status = work.read_recipe(), read_status(work)
@@ -53,7 +53,7 @@ def check_work(work: WorkFolder, pictures: bool = False, strike: bool = False) -
 
 
 def find_incomplete(work: WorkFolder, done: dict[Key, Line]) -> Fault:
-    """What the journal counts and is not there, or can't be read."""
+    """What the journal counts but is missing or can't be read."""
     keys = []
     for (video_id, stage), line in done.items():
         try:
@@ -89,7 +89,7 @@ def compare_folds(work: WorkFolder, done: dict[Key, Line]) -> Iterator[Fault]:
 
 
 def find_broken(work: WorkFolder) -> Fault:
-    """The pictures that do not decode."""
+    """The pictures that can't be decoded."""
     names, keys = [], []
     for stage, kind in (("crop", "crops"), ("masks", "masks")):
         for path in sorted((work.root / kind).glob("*/*.png")):

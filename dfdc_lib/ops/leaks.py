@@ -11,12 +11,12 @@ import pandas as pd
 from dfdc_lib.store import digest_file, file_size
 from dfdc_lib.video import VideoError, probe, read_frames
 
-MOMENTS = (0.25, 0.5, 0.75)  # of a video, at which it is looked at
+MOMENTS = (0.25, 0.5, 0.75)  # of a video, whose frames are compared
 # Bits of a hash that may differ in the same picture. Measured on the sample: of 20 videos at half
-# the size and CRF 28 or 40, 16 differ by at most 5; other originals, of the same people, by 14 and
+# the size and CRF 28 or 40, 16 differ by at most 5; other originals, of the same people, by 14 or
 # more.
 MOST_APART = 6
-FLAT = 6  # bits: a hash that has fewer, or lacks fewer, says nothing
+FLAT = 6  # bits: a hash with fewer ones, or fewer zeros, says nothing
 LEAK_COLUMNS = ["data_set", "file", "other_set", "other_file", "how"]
 
 
@@ -30,7 +30,7 @@ def hash_picture(picture: np.ndarray) -> int:
 
 
 def hash_video(path: Path) -> list[int]:
-    """The difference hashes of three frames; of one that can't be read 0."""
+    """The difference hashes of three frames; 0 for one that can't be read."""
     try:
         info = probe(path)
         moments = [int(info.n_frames * moment) for moment in MOMENTS]
@@ -43,10 +43,10 @@ def hash_video(path: Path) -> list[int]:
 def find_leaks(
     truth: pd.DataFrame, progress: Callable[[int, int], None] = lambda done, total: None
 ) -> tuple[pd.DataFrame, int]:
-    """Compare the originals of each two data sets: LEAK_COLUMNS, a row a pair that is the same.
+    """Compare the originals of every two data sets: LEAK_COLUMNS, a row per matching pair.
 
-    truth: columns data_set, file, path, label. how: "equal bytes", or "equal pictures" where three
-    frames look the same. Returns also how many originals could not be read, or are too plain.
+    truth: columns data_set, file, path, label. how: "equal bytes", or "equal pictures" if three
+    frames look the same. Also returns how many originals can't be read, or are too plain.
     """
     reals = truth[truth.label == 0].reset_index(drop=True)
     sizes = np.array([file_size(path) or -1 for path in reals.path])

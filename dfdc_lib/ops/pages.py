@@ -24,7 +24,7 @@ from dfdc_lib.rehearsal.sample import credit
 from dfdc_lib.store import write_json, write_text
 from dfdc_lib.video import iterate_frames, time_code
 
-TEMPLATES = Environment(  # file names and reasons come from strangers: all values are escaped
+TEMPLATES = Environment(  # file names and reasons come from outside: all values are escaped
     loader=PackageLoader("dfdc_lib.ops"),
     autoescape=True,
     undefined=StrictUndefined,
@@ -38,7 +38,7 @@ TEMPLATES.filters["time_code"] = time_code
 def write_page(
     verdict: Verdict, models: dict[str, Scorer], out: Path, config: PredictConfig = PredictConfig()
 ) -> Path:
-    """Write the page about a video to `out`, and the record of it beside: `out` as .json.
+    """Write the page about a video to `out`, and its record beside it, as .json.
 
     models, config: those that scored it.
     """
@@ -65,7 +65,7 @@ def explain(model: DeepfakeClassifier, crop: torch.Tensor) -> np.ndarray | None:
 
     crop: (3, S, S), normalised. A feature's weight is its mean gradient. After an average and one
     linear layer, as in an EfficientNet, that is the layer's weight, up to a factor. None for an
-    encoder that ends otherwise.
+    encoder that ends differently.
     """
     with torch.inference_mode():
         features = model.encoder.forward_features(crop[None].to(model.fc.weight.device))[0]
@@ -89,7 +89,7 @@ def explain_suspects(
 ) -> tuple[list[np.ndarray], list[np.ndarray], list[str]]:
     """The most suspicious crops (S, S, 3) uint8 RGB, the same under Grad-CAM, and titles.
 
-    Crops are as the first model sees them, and maps are its own; p_fake is the mean over models.
+    Crops and maps are those of the first model; p_fake is the mean over models.
     """
     model = next(iter(models.values())).model
     cut = Cut.of(model.card, verdict.procedure)
@@ -109,7 +109,7 @@ def explain_suspects(
 
 
 def embed(figure: Figure) -> str:
-    """A figure as an address that carries its own data, for <img src>."""
+    """A figure as a data URL, for <img src>."""
     file = io.BytesIO()
     figure.savefig(file, format="png", dpi=130)
     plt.close(figure)

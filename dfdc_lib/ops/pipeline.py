@@ -1,7 +1,7 @@
-"""Take a data set through the stages: one recipe, one journal, one job a video.
+"""Take a data set through the stages: one recipe, one journal, one job per video.
 
 The journal, status.csv, has a line for each stage of each video, and the last one counts; only this
-process writes it. There are two waves: the originals, then the fakes of those that came out.
+process writes it. There are two waves: the originals, then the fakes of those that succeeded.
 """
 
 import csv
@@ -36,7 +36,7 @@ from dfdc_lib.store import (
     write_json,
 )
 
-# Done again: what may be the disk's fault or the machine's, or has been struck out.
+# Done again: what may be the disk's or the machine's fault, or has been struck out.
 PASSING = ("pending", "missing_file", "unreadable", "crashed", "timeout", "out_of_memory", "error")
 FOLD_COLUMNS = ["video_id", "file", "label", "original_id", "frame_idx", "face_idx", "part", "fold"]
 PLACE_COLUMNS = ["x0", "y0", "x1", "y1"]  # of a crop in its frame, whole pixels
@@ -59,9 +59,9 @@ class Line(NamedTuple):
 class Summary(NamedTuple):
     """What `preprocess` did."""
 
-    status: pd.DataFrame  # the journal: one row a video and stage
+    status: pd.DataFrame  # the journal: one row per video and stage
     actions: dict[tuple[str, str], int]  # (stage, "kept", "done" or "not ready") → videos
-    folds: str  # how the folds were cut, in words; "" where that stage was not asked for
+    folds: str  # how the folds were cut, in words; "" if that stage was not asked for
 
 
 def preprocess(
@@ -77,14 +77,14 @@ def preprocess(
     overwrite: bool = False,
     progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> Summary:
-    """Take a data set, or some originals of it, through the stages; go on where a run stopped.
+    """Take a data set, or some originals of it, through the stages; resume where a run stopped.
 
-    originals: take only so many, evenly over the parts; 0: all. folds: at most so many. stages:
+    originals: use only this many, evenly over the parts; 0: all. folds: at most this many. stages:
     some of `config.STAGES`. workers, scheduler, time_limit: as in `jobs.run_jobs`. progress(done,
     total) counts videos.
 
-    Raises OSError where the disk is full; ValueError where another run writes to `work`, or where
-    it has another recipe (data, settings), unless `overwrite` begins again.
+    Raises OSError if the disk is full; ValueError if another run is writing to `work`, or if it has
+    another recipe (data, settings) and `overwrite` doesn't begin it again.
     """
     unknown = [stage for stage in stages if stage not in STAGES]
     if unknown or not stages:
@@ -121,7 +121,7 @@ def preprocess(
 
 
 def require_recipe(data: Path, work: WorkFolder, config: PreprocessConfig, overwrite: bool) -> None:
-    """Write a new folder's recipe; for another one raise ValueError or `overwrite` what it made."""
+    """Write a new folder's recipe; for any other raise ValueError, or `overwrite` what it made."""
     versions = {name: importlib.metadata.version(name) for name in VERSIONS}
     recipe = {"data": name_data(data), "settings": config.to_json(), "versions": versions}
     if unlike := compare_recipe(work, recipe):
@@ -135,11 +135,11 @@ def require_recipe(data: Path, work: WorkFolder, config: PreprocessConfig, overw
     before = work.read_recipe()["versions"]
     changed = sorted(versions.items() - before.items())
     if told := ", ".join(f"{name} {before.get(name)} → {now}" for name, now in changed):
-        print(f"since {work.root} was begun, libraries changed: {told}", file=sys.stderr)
+        print(f"since {work.root} was begun, libraries have changed: {told}", file=sys.stderr)
 
 
 def compare_recipe(work: WorkFolder, recipe: dict) -> str:
-    """How a work folder was made by another recipe; "" where it was not."""
+    """How a work folder's recipe differs; "" if it doesn't."""
     if not work.recipe.exists():
         is_old = any((work.root / name).exists() for name in MADE)
         return "made by an earlier version of this project" if is_old else ""
@@ -158,10 +158,10 @@ def name_data(data: Path) -> str:
 def choose_originals(table: pd.DataFrame, count: int, data: Path) -> pd.DataFrame:
     """Keep the rows of `count` originals, those on disk first, and of their fakes; 0: every row.
 
-    Parts take turns in a fixed, shuffled order: a few originals then fall into several folds.
+    Parts take turns in a fixed, shuffled order, so that a few originals fall into several folds.
     """
     if count < 0:
-        raise ValueError(f"a number of originals must not be negative, got {count}")
+        raise ValueError(f"the number of originals must not be negative, got {count}")
     if count == 0:
         return table
     first = table.sort_values("label", kind="stable").drop_duplicates("original_id").sort_index()
@@ -176,7 +176,7 @@ def choose_originals(table: pd.DataFrame, count: int, data: Path) -> pd.DataFram
 
 
 class StatusTable:
-    """What status.csv knows of each stage, and what to do next. table: this run's videos."""
+    """What status.csv says about each stage, and what to do next. table: this run's videos."""
 
     def __init__(self, work: WorkFolder, table: pd.DataFrame, data: Path):
         self.work = work
@@ -187,7 +187,7 @@ class StatusTable:
         self.tally: Counter[tuple[str, str]] = Counter()
 
     def count(self, video_id: str, stage: str) -> int | None:
-        """How much a stage made of a video; None where it is to be done, or done again."""
+        """How much a stage made from a video; None if it is to be done, or done again."""
         line = self.lines.get((video_id, stage))
         if line is None or line.status in PASSING:
             return None
@@ -228,7 +228,7 @@ class StatusTable:
         return "not ready" if None in counts else ""
 
     def _lack_of_original(self, row) -> Outcome | None:
-        """Why a fake can't be cropped; None where it can."""
+        """Why a fake can't be cropped; None if it can."""
         original_id = row.original_id
         if original_id not in self.sizes:
             return Outcome("crop", "missing_original", 0, f"{original_id} is not listed")
@@ -240,7 +240,7 @@ class StatusTable:
         return Outcome("crop", status.get(found.status, "broken_original"), 0, reason)
 
     def begin(self, video_id: str, stage: str) -> None:
-        """Remove what a stage made of a video; what came of that goes too, and is pending again."""
+        """Remove what a stage made from a video, and make pending what was made from that."""
         family = [video_id, *self.fakes_of.get(video_id, [])]
         later = product(family, STAGES[STAGES.index(stage) + 1 :])
         struck = [k for k in later if k in self.lines and self.lines[k].status != "pending"]
@@ -253,7 +253,7 @@ class StatusTable:
             self.add([Line(*key, "pending", 0, reason, None) for key in struck])
 
     def record(self, job: tuple, result: "list[Outcome] | Lost") -> None:
-        """Write what came of a job into the journal."""
+        """Record in the journal what came of a job."""
         *_, video_id, _, stages = job
         if isinstance(result, Lost):
             result = [Outcome(stages[0], result.status, 0, result.reason)]
@@ -300,7 +300,7 @@ def append_lines(work: WorkFolder, lines: Iterable[Line]) -> None:
 
 
 def _format(values: Iterable) -> str:
-    """Make a line of CSV, without line breaks in it."""
+    """Make a line of CSV with no line breaks in it."""
     text = io.StringIO()
     words = [" ".join(v.split()) if isinstance(v, str) else v for v in values]
     csv.writer(text, lineterminator="").writerow(words)
@@ -308,9 +308,9 @@ def _format(values: Iterable) -> str:
 
 
 def write_folds(work: WorkFolder, table: pd.DataFrame, n_folds: int, status: StatusTable) -> str:
-    """Write folds.csv: one row a crop, in the table's order. Returns how the folds were cut.
+    """Write folds.csv: one row per crop, in the table's order. Returns how the folds were cut.
 
-    Raises ValueError where an original and its fakes would be split.
+    Raises ValueError if an original and its fakes would be split.
     """
     table = table.assign(fold=assign_folds(table, n_folds))
     if (table.groupby("original_id").fold.nunique() > 1).any():

@@ -1,4 +1,4 @@
-"""What a verdict rests on, as JSON beside its page; and whether the same comes out again."""
+"""Record what a verdict rests on, as JSON beside its page; check that it can be reproduced."""
 
 import os
 import platform
@@ -28,13 +28,13 @@ LIBRARIES = (
     "av",
     "opencv-python-headless",
 )
-# By how much p_fake may differ, where either score was computed in these numbers: on another
-# machine or back end, the last digits of a box or of a sum are others.
+# By how much p_fake may differ if either score was computed in these numbers: on another machine or
+# back end, the last digits of a box or a sum are different.
 TOLERANCES = {"float32": 1e-3, "float16": 1e-2, "bfloat16": 3e-2}
 
 
 def make_record(verdict: Verdict, models: dict[str, Scorer], config: PredictConfig) -> dict:
-    """Everything by which a verdict can be checked, as JSON takes it.
+    """Everything needed to check a verdict, in a form that JSON takes.
 
     models: those that scored it; a model that did not come from a file has no digest.
     """
@@ -63,7 +63,7 @@ def make_record(verdict: Verdict, models: dict[str, Scorer], config: PredictConf
 
 
 def summarise(verdict: Verdict) -> dict:
-    """What must come out again: status, scores, and from how much."""
+    """What scoring again must reproduce: status, scores, and how much they rest on."""
     return {
         "status": verdict.status,
         "p_fake": verdict.p_fake,
@@ -84,7 +84,7 @@ def describe_checkpoint(path: Path) -> dict:
 
 @lru_cache
 def _digest_once(path: Path, size: int, changed: int) -> str:
-    """The digest of a file as it was then: each page asks for those of seven large ones."""
+    """The digest of a file as it was then; cached, as each page needs those of seven large ones."""
     return digest_file(path)
 
 
@@ -101,7 +101,7 @@ def describe_file(path: Path) -> dict:
 
 
 def describe_numbers(model: DeepfakeClassifier, config: PredictConfig) -> str:
-    """By what, and in what numbers, a model's scores are computed here."""
+    """Which back end computes a model's scores here, and in which numbers."""
     backend, number = choose_arithmetic(model, config.backend, config.precision)
     return f"{backend}, {str(number).removeprefix('torch.')}"
 
@@ -120,9 +120,9 @@ def read_versions() -> dict[str, str]:
 def verify_record(
     path: Path, video: Path | None = None, checkpoints: Sequence[Path] = ()
 ) -> list[Finding]:
-    """Score a record's video again, and compare. video, checkpoints: where they lie now.
+    """Score a record's video again and compare. video, checkpoints: where they are now.
 
-    Raises DamagedFile for what is no record, and FileNotFoundError.
+    Raises DamagedFile if it is not a record, and FileNotFoundError.
     """
     stored = read_json(path)
     try:
@@ -135,11 +135,11 @@ def verify_record(
         before = {name: then[name] for name in ("status", "n_frames", "n_faces")}
         scores = flatten(then)
     except (LookupError, TypeError, ValueError, AttributeError) as error:
-        raise DamagedFile(f"{path} is no record of `dfdc predict --report`: {error!r}") from error
+        raise DamagedFile(f"{path} is not from `dfdc predict --report`: {error!r}") from error
     if not video.exists():
-        raise FileNotFoundError(f"no such video: {video}; --video says where it lies now")
+        raise FileNotFoundError(f"no such video: {video}; --video says where it is now")
     if len(paths) != len(limits):
-        raise ValueError(f"{len(limits)} checkpoints gave this score, and {len(paths)} are named")
+        raise ValueError(f"{len(limits)} checkpoints gave this score, but {len(paths)} are named")
     findings = [compare_files(*pair) for pair in zip([video, *paths], digests, strict=True)]
     models = load_models(paths, config)
     verdict = next(predict_videos([video], models, config))

@@ -1,4 +1,4 @@
-"""What is read to measure scores: results, the truth about videos, and which belongs to which."""
+"""Read what it takes to measure scores: results, the truth about videos, and how they match."""
 
 import os
 from collections.abc import Sequence
@@ -17,21 +17,21 @@ TRUTH = ["file", "label", "original_id", "method", "split", "person"]
 
 
 class Results(NamedTuple):
-    """Scores of some videos, and what is known of who gave them."""
+    """Scores of some videos, and what is known about who gave them."""
 
     name: str
     videos: pd.DataFrame  # name (maybe a path), p_fake (NaN without a score), mean (of its frames)
     frames: pd.DataFrame  # name, frame_idx, p_fake: the mean over faces and checkpoints
-    settings: dict  # see `submission.describe_call`; empty where it is not known
+    settings: dict  # see `submission.describe_call`; empty if unknown
 
     @property
     def checkpoints(self) -> list[Path]:
-        """The files of the networks, where they are known."""
+        """The files of the networks, if they are known."""
         return [Path(path) for path in self.settings.get("paths", [])]
 
     @property
     def trained_on(self) -> list[str]:
-        """What the networks have learned from, by their cards."""
+        """What the networks learned from, by their cards."""
         return sorted({card["trained_on"] for card in self.settings.get("cards", [])})
 
     @property
@@ -44,7 +44,7 @@ class Results(NamedTuple):
 
 
 def read_truth(source: Path) -> pd.DataFrame:
-    """What is known of a data set's videos: TRUTH's columns, data_set and path.
+    """What is known about a data set's videos: TRUTH's columns, data_set and path.
 
     source: a data folder, whose names are paths in it, or a CSV with the columns filename and
     label (1 for a fake, 0 for a real) and, if it has them, original_id, method, split, person.
@@ -72,7 +72,7 @@ def read_label_file(source: Path) -> pd.DataFrame:
     try:
         table = pd.read_csv(source, dtype=str, keep_default_na=False, encoding="utf-8-sig")
     except ValueError as error:  # pandas does not say which file
-        raise MetadataError(f"{source} is not a CSV file that can be read: {error}") from error
+        raise MetadataError(f"{source} can't be read as a CSV file: {error}") from error
     if not {"filename", "label"} <= set(table):
         columns = "the columns filename and label, with 1 for a fake and 0 for a real"
         raise MetadataError(f"{source} must have {columns}")
@@ -92,7 +92,7 @@ def read_label_file(source: Path) -> pd.DataFrame:
 def read_results(path: Path) -> Results:
     """Read what `dfdc predict --out` wrote: a submission, or the folder that holds one.
 
-    Another program's submission has videos' scores only. Raises FileNotFoundError or DamagedFile.
+    Another program's submission has only video scores. Raises FileNotFoundError or DamagedFile.
     """
     path = Path(path)
     if path.is_dir():
@@ -107,10 +107,10 @@ def read_results(path: Path) -> Results:
         videos = scores[["filename", "label"]].set_axis(["name", "p_fake"], axis=1)
         videos = videos.assign(p_fake=videos.p_fake.astype(float))
         if videos.empty or not videos.p_fake.between(0, 1).all():
-            raise ValueError("it has no scores, or some that are not in [0, 1]")
+            raise ValueError("it has no scores, or some outside [0, 1]")
     except (KeyError, ValueError) as error:
         fix = "it must have the columns filename and label, the probability of a fake"
-        raise DamagedFile(f"{path} is no submission ({error}): {fix}") from error
+        raise DamagedFile(f"{path} is not a submission ({error}): {fix}") from error
     if not settings_of(path).exists():
         frames = pd.DataFrame({"name": [], "frame_idx": [], "p_fake": []})
         return Results(str(path), videos.assign(mean=np.nan), frames, {})
@@ -120,17 +120,17 @@ def read_results(path: Path) -> Results:
     faces = pd.read_parquet(path.parent / PREDICTIONS).assign(name=lambda t: t.video.map(places))
     frames = faces.groupby(["name", "frame_idx"], as_index=False).p_fake.mean()
     videos = pd.DataFrame({"name": status.path, "p_fake": status.filename.map(scores)})
-    videos.loc[status.n_faces == 0, "p_fake"] = np.nan  # a fallback is no score
+    videos.loc[status.n_faces == 0, "p_fake"] = np.nan  # a fallback is not a score
     videos["mean"] = videos.name.map(frames.groupby("name").p_fake.mean())
     settings = read_record(settings_of(path), set(), "score again")
     return Results(str(path), videos, frames, settings)
 
 
 def match_truth(names: Sequence[str], truth: pd.DataFrame) -> np.ndarray:
-    """The row of `truth` (its number) of each video; -1 where it has none.
+    """The row of `truth` (its number) of each video; -1 if it has none.
 
     One of a video's name and a label's must be the end of the other; the longest end counts. Raises
-    ValueError where two videos share a row, or where a name fits several rows.
+    ValueError if two videos share a row, or a name fits several rows.
     """
     whole: dict[str, set[int]] = {}  # a label's name → rows
     ends_of: dict[str, set[int]] = {}  # the end of a label's path → rows
@@ -146,17 +146,17 @@ def match_truth(names: Sequence[str], truth: pd.DataFrame) -> np.ndarray:
         fits = fits or ends_of.get(os.path.normpath(name), set())
         if len(fits) > 1:
             some = ", ".join(truth.path.iloc[sorted(fits)[:2]])
-            raise ValueError(f"{name} may be any of {some}, …: write more of its path")
+            raise ValueError(f"{name} may be any of {some}, …: give more of its path")
         rows[number] = min(fits, default=-1)
     taken = pd.Series(rows)[rows >= 0]
     if (again := taken[taken.duplicated(keep=False)]).size:
         both = " and ".join(names[i] for i in again.index[again == again.iloc[0]][:2])
         file = truth.file.iloc[again.iloc[0]]
-        raise ValueError(f"{both} have one label, {file}: write more of their paths")
+        raise ValueError(f"{both} share one label, {file}: give more of their paths")
     return rows
 
 
 def list_ends(path: str) -> list[str]:
-    """The ends of a path, the longest first: b/c.mp4 and c.mp4 of /a/b/c.mp4, after a/b/c.mp4."""
+    """The ends of a path, the longest first: a/b/c.mp4, b/c.mp4 and c.mp4 for /a/b/c.mp4."""
     parts = Path(path).parts[1:]
     return ["/".join(parts[i:]) for i in range(len(parts))]

@@ -17,9 +17,9 @@ Scaling = Literal["", "temperature", "platt"]
 
 
 def fit_scaling(kind: Scaling, labels: np.ndarray, p_fake: np.ndarray) -> tuple[float, float]:
-    """Slope and offset of the logit, by which the log loss is lowest.
+    """The slope and offset of the logit that give the lowest log loss.
 
-    "temperature" has no offset (arXiv 1706.04599). Labels are drawn in a little, as Platt did
+    "temperature" has no offset (arXiv 1706.04599). Labels are softened a little, as Platt did
     (1999), so that scores that separate the classes have a slope too. Raises ValueError.
     """
     n_fakes, n_reals = int(labels.sum()), int((1 - labels).sum())
@@ -33,7 +33,7 @@ def fit_scaling(kind: Scaling, labels: np.ndarray, p_fake: np.ndarray) -> tuple[
 
 
 def to_logit(p_fake) -> np.ndarray:
-    """The logit of scores, which are kept from 0 and 1."""
+    """The logit of scores, which are kept away from 0 and 1."""
     p = np.clip(np.asarray(p_fake, float), 1e-6, 1 - 1e-6)
     return np.log(p / (1 - p))
 
@@ -47,10 +47,10 @@ def scale(videos: pd.DataFrame, scaling: dict) -> pd.DataFrame:
 def keep_scaling(results: Results, videos: pd.DataFrame, kind: Scaling, split: str) -> Path:
     """Fit a scaling on these videos; write it beside the first checkpoint. Raises ValueError.
 
-    split: what is noted of the videos. An earlier scaling is replaced.
+    split: which videos they are, for the record. An earlier scaling is replaced.
     """
     if not results.checkpoints:
-        raise ValueError(f"{results.name} does not tell its checkpoints, beside which scaling lies")
+        raise ValueError(f"a scaling is kept beside its checkpoints, but {results.name} names none")
     some = videos.dropna(subset="p_fake")
     slope, offset = fit_scaling(kind, some.label.to_numpy(), some.p_fake.to_numpy())
     about: dict = {"kind": kind, "slope": slope, "offset": offset, "split": split}
@@ -60,7 +60,7 @@ def keep_scaling(results: Results, videos: pd.DataFrame, kind: Scaling, split: s
 
 
 def scaling_file(results: Results) -> Path:
-    """Where a scaling lies: beside the first checkpoint."""
+    """Where a scaling is kept: beside the first checkpoint."""
     return Path(f"{results.checkpoints[0]}.scaling.json")
 
 

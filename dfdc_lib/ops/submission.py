@@ -1,6 +1,6 @@
 """Score many videos, perhaps for days, and write a submission: what `dfdc predict` does.
 
-Each verdict is a line of a journal beside the submission; the same call goes on from there.
+Each verdict is a line of a journal beside the submission; the same call continues from there.
 """
 
 import importlib.metadata
@@ -42,7 +42,7 @@ from dfdc_lib.store import (
 )
 from dfdc_lib.video import printable, time_code
 
-# Another run tries these again: they may be the disk's fault or the machine's.
+# Another run tries these again: they may be the disk's or the machine's fault.
 TRIED_AGAIN = ("unreadable", "detect_error", "missing_file", "crashed", "timeout", "out_of_memory")
 # Names of videos in a folder, the formats of `video.CONTAINERS`, and of pictures.
 VIDEO_NAME = re.compile(
@@ -55,7 +55,7 @@ REHEARSAL_WARNING = (
     "this checkpoint has learned the sample only, a rehearsal with two portraits: "
     "on any other video its score means nothing"
 )
-LONG = 60  # seconds, of which 32 frames show little
+LONG = 60  # seconds: 32 frames show little of a longer video
 STATUS, PREDICTIONS = "status.csv", "predictions.parquet"  # beside a submission
 SETTINGS = ".settings.json"  # of a submission, instead of its suffix
 STATUS_COLUMNS = ["filename", "status", "n_frames", "n_faces", "n_people", "reason", "warnings"]
@@ -71,13 +71,13 @@ def score_files(
     scheduler: str = "",
     time_limit: float = TIME_LIMIT,
 ) -> Iterator[Verdict]:
-    """Yield each video's verdict as it comes; first those that a stopped call has made.
+    """Yield each video's verdict as it comes, starting with those that a stopped call made.
 
     models: by checkpoint's path. out: the submission; a journal beside it keeps the verdicts.
     workers, scheduler, time_limit: as in `run_jobs`; workers decode and find faces, and a cluster's
     load the checkpoints and score too.
 
-    Raises ValueError where another call writes `out`, or a stopped one had other settings.
+    Raises ValueError if another call is writing `out`, or a stopped one had other settings.
     """
     config = complete_config(config, [scorer.model.card for scorer in models.values()])
     if out is None:
@@ -140,7 +140,7 @@ def journal_of(out: Path) -> Path:
 
 
 def settings_of(out: Path) -> Path:
-    """Where the settings lie that the scores of a submission came from."""
+    """Where the settings behind the scores of a submission are kept."""
     return out.with_name(out.stem + SETTINGS)
 
 
@@ -160,7 +160,7 @@ def _read_journal(journal: Journal, call: dict) -> dict[str, Verdict]:
         faces = [pd.DataFrame(entry.pop("faces")) for entry in entries]
         kept = {e["video"]: Verdict(**e, faces=f) for e, f in zip(entries, faces, strict=True)}
     except (ValueError, KeyError, TypeError) as error:
-        fix = "delete it, and all is scored again"
+        fix = "delete it, and everything is scored again"
         raise DamagedFile(f"{journal.path} is damaged: {fix}") from error
     if stored != call:
         changed = ", ".join(name for name in call if stored.get(name) != call[name])
@@ -204,20 +204,20 @@ def name_videos(paths: Sequence[Path]) -> dict[Path, str]:
 
 
 def check_results(out: Path) -> None:
-    """Raise ValueError where results would replace files that are not results."""
+    """Raise ValueError if results would replace files that are not results."""
     if out.name in (STATUS, PREDICTIONS):
-        raise ValueError(f"{out.name} is the name of another result: name the submission otherwise")
+        raise ValueError(f"{out.name} is the name of another result: rename the submission")
     files = (out, out.parent / STATUS, out.parent / PREDICTIONS, settings_of(out))
     there = [path for path in files if path.exists()]
     if 0 < len(there) < len(files) and not journal_of(out).exists():  # else a stopped call's
-        raise ValueError(f"{there[0]} is of something else: choose another folder for --out")
+        raise ValueError(f"{there[0]} belongs to something else: choose another folder for --out")
 
 
 def write_results(verdicts: Sequence[Verdict], out: Path, fallback: float | None = None) -> None:
     """Write the submission `out`: filename, label. Videos without a score get `fallback`, if given.
 
-    Beside it go status.csv (all videos), predictions.parquet (one row a face and checkpoint) and
-    <out>.settings.json (what the scores depend on besides the videos, where a journal knows it).
+    Beside it go status.csv (all videos), predictions.parquet (a row per face and checkpoint) and
+    <out>.settings.json (what the scores depend on besides the videos, if a journal has it).
     """
     names = name_videos([verdict.video for verdict in verdicts])
     scores, rows, faces = [], [], []
@@ -241,30 +241,30 @@ def write_results(verdicts: Sequence[Verdict], out: Path, fallback: float | None
 
 
 def describe_verdict(verdict: Verdict) -> str:
-    """Tell a video's score, why it has none, or why it is not of the whole video."""
+    """State a video's score, why it has none, or why it doesn't cover the whole video."""
     words = f"{printable(verdict.video)}: {verdict.status}: "
     if verdict.p_fake is None:
         return words + verdict.reason
     words += f"p_fake {verdict.p_fake:.3f}, {verdict.n_faces} faces in {verdict.n_frames} frames"
     if 1 < len(people := verdict.people) <= 4:
         words += ", by person " + ", ".join(f"{p:.3f}" for p in people.p_fake)
-    elif len(people) > 1:  # with cuts, one may have several numbers
+    elif len(people) > 1:  # with cuts, a person may have several numbers
         words += f", the highest of {len(people)} people {people.p_fake.max():.3f}"
     if len(windows := verdict.windows) > 1:
         top = windows.loc[windows.p_fake.idxmax()]
         words += f", highest {top.p_fake:.3f} from {time_code(top.start)} to {time_code(top.end)}"
     elif verdict.faces.seconds.max() > LONG:
-        words += "; a long video: --every-seconds 10 tells where its score is high"
+        words += "; a long video: --every-seconds 10 shows where its score is high"
     words += f" ({verdict.reason})" if verdict.reason else ""
     return "; warning: ".join([words, *verdict.warnings])
 
 
 def describe_scores(verdicts: Sequence[Verdict], fallback: float | None) -> str:
-    """Tell how many videos have a score, and what a score means."""
+    """State how many videos have a score, and what a score means."""
     count, total = sum(verdict.p_fake is not None for verdict in verdicts), len(verdicts)
     others = "" if fallback is None else f"; the others count as {fallback} in the submission"
-    told = f"{at_base_rate(0.9, 0.01):.0%} are"
+    told = f"only {at_base_rate(0.9, 0.01):.0%}"
     return (
         f"{count} of {total} videos have a score (coverage {count / total:.0%}){others}\n"
-        f"a score is no proof: if one video in 100 is fake, of those scored 0.9 only {told}"
+        f"a score is not proof: if one video in 100 is fake, {told} of those scored 0.9 are"
     )

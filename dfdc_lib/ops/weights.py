@@ -1,4 +1,4 @@
-"""Upstream's seven released networks: fetched, and held against their digests."""
+"""Fetch upstream's seven released networks, and check them against their digests."""
 
 import http.client
 import os
@@ -14,7 +14,7 @@ from typing import NamedTuple
 
 UPSTREAM = "https://github.com/selimsef/dfdc_deepfake_challenge"
 RELEASE = f"{UPSTREAM}/releases/download/0.0.1"
-TRIES, PAUSE, PATIENCE = 5, 2, 30  # of a download; seconds between them, and of silence
+TRIES, PAUSE, PATIENCE = 5, 2, 30  # of a download; seconds between tries, and of silence
 CHUNK = 1 << 20  # bytes
 
 
@@ -43,7 +43,7 @@ RELEASED = {
 
 
 def weights_folder() -> Path:
-    """Where the released files lie if nobody says otherwise: the user's cache."""
+    """Where the released files are unless you say otherwise: in the user's cache."""
     cache = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
     return Path(cache) / "dfdc" / "weights"
 
@@ -55,22 +55,22 @@ def find_weights(folder: Path | None = None) -> list[Path]:
 
 
 def choose_names(only: str) -> list[str]:
-    """The files of some seeds, such as "111,555"; all for "". Raises ValueError."""
+    """The files of some seeds, e.g. "111,555"; "": all of them. Raises ValueError."""
     seeds = [word.strip() for word in only.split(",") if word.strip()]
     known = {name.split("_")[1] for name in RELEASED}
     if unknown := [seed for seed in seeds if seed not in known]:
-        raise ValueError(f"no network of seed {unknown[0]}: there are {', '.join(sorted(known))}")
+        raise ValueError(f"no network of seed {unknown[0]}: choose from {', '.join(sorted(known))}")
     return [name for name in RELEASED if not seeds or name.split("_")[1] in seeds]
 
 
 def fetch_weights(
     folder: Path, names: Iterable[str], mirror: str = "", progress: Callable | None = None
 ) -> list[Path]:
-    """Bring released files into a folder; those that are there and right stay.
+    """Fetch released files into a folder; those that are there and right stay.
 
     mirror: an address, or a folder, that holds them; "": upstream's release. progress: gets bytes
-    done and bytes in all. Raises OSError for a file that can't be had, and ValueError for one that
-    is not what was released, which is kept aside as <name>.wrong.
+    done and in total. Raises OSError for a file that can't be fetched, and ValueError for one that
+    is not what was released; that one is kept as <name>.wrong.
     """
     names, before = list(names), 0
     total = sum(RELEASED[name].size for name in names)
@@ -83,7 +83,7 @@ def fetch_weights(
             )
             if not is_released(part, name):
                 part.replace(wrong := folder / f"{name}.wrong")
-                raise ValueError(f"not what upstream released as {name}: it lies in {wrong}")
+                raise ValueError(f"not what upstream released as {name}: it is kept as {wrong}")
             part.replace(folder / name)
         before += RELEASED[name].size
         _report(progress, before, total, 0)
@@ -104,7 +104,7 @@ def is_released(path: Path, name: str) -> bool:
 
 
 def copy_or_download(source: str, name: str, part: Path, report: Callable[[int], None]) -> None:
-    """Bring a file from a folder or an address. Raises OSError with what to do."""
+    """Fetch a file from a folder or an address. Raises OSError with what to do."""
     if "://" not in source:
         shutil.copyfile(Path(source) / name, part)
         return
@@ -116,7 +116,7 @@ def copy_or_download(source: str, name: str, part: Path, report: Callable[[int],
             missing = isinstance(error, urllib.error.HTTPError) and error.code < 500
             offline = isinstance(getattr(error, "reason", None), socket.gaierror)
             if missing or offline or not left:
-                fix = "--mirror names an address or a folder that has it; what came is kept"
+                fix = "--mirror names an address or a folder that has it; what arrived is kept"
                 raise OSError(f"can't download {source}/{name} ({error}): {fix}") from error
             time.sleep(PAUSE)
 

@@ -1,7 +1,7 @@
 """The network behind the first deepfakes: one encoder, two decoders. Notebook 04 derives it.
 
-The encoder sees both faces, each decoder draws one of them. What the encoder says of one person's
-face, the other's decoder turns into the other person with this pose and expression.
+The encoder sees both faces; each decoder draws one of them. From the code of one person's face, the
+other's decoder draws its own person with the same pose and expression.
 """
 
 from functools import cache
@@ -16,7 +16,7 @@ from dfdc_lib.rehearsal.manipulate import region_mask
 from dfdc_lib.rehearsal.people import PEOPLE, REACH, express, pose
 
 SIDE = 64  # of the aligned square that it sees and draws, pixels, as in the first such tools
-# Where the five landmarks lie in the square: the face from brow to chin.
+# Where the five landmarks lie in the square, which shows the face from brow to chin.
 ALIGNED = FACE * (SIDE / 2.4) + (SIDE / 2, 0.55 * SIDE / 2.4)
 WEIGHTS = Path(__file__).with_name("autoencoder.npz")  # by experiments/train_autoencoder.py
 
@@ -34,20 +34,20 @@ def face_weights() -> Tensor:
 def normalise(faces: np.ndarray) -> tuple[Tensor, Tensor, Tensor]:
     """Turn aligned faces (N, SIDE, SIDE, 3) into (N, 3, SIDE, SIDE) with mean 0 and spread 1.
 
-    Returns also mean and spread (N, 3, 1, 1) of each one's skin, in levels of 0 to 1: put back
-    under another face, they give it this one's light.
+    Also returns the mean and spread (N, 3, 1, 1) of each one's skin, in levels of 0 to 1: applied
+    to another face, they give it this one's light.
     """
     pictures = torch.from_numpy(faces).permute(0, 3, 1, 2) / 255
     weights = face_weights() / face_weights().sum()
     mean = (pictures * weights).sum(dim=(2, 3), keepdim=True)
     spread = ((pictures - mean).square() * weights).sum(dim=(2, 3), keepdim=True).sqrt()
-    return (pictures - mean) / spread.clamp(min=1e-3), mean, spread  # one colour all over: 0
+    return (pictures - mean) / spread.clamp(min=1e-3), mean, spread  # a single colour: 0
 
 
 def photograph(face: str, n: int, rng: np.random.Generator) -> np.ndarray:
     """Aligned pictures (n, SIDE, SIDE, 3) uint8 RGB of everyone with this face, posed and speaking.
 
-    face: a name from LANDMARKS. As a tracker would, they are aligned a little wrongly.
+    face: a name from LANDMARKS. As with a tracker, the alignment is a little off.
     """
     people = [identity for identity, (_, whose) in PEOPLE.items() if whose == face]
     pictures = []

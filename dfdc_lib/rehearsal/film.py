@@ -1,4 +1,4 @@
-"""A synthetic camera: people before a blurred backdrop, light, a shaking hand, noise, a codec."""
+"""A synthetic camera: people on a blurred backdrop, light, a shaking hand, noise, a codec."""
 
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
@@ -17,8 +17,8 @@ from dfdc_lib.rehearsal.people import REACH, express, person, pose, relight
 Scene = tuple[np.ndarray, list[np.ndarray]]
 # A picture of a person, the landmarks in it, and the affine map (2, 3) from it to the scene.
 Actor = tuple[np.ndarray, np.ndarray, np.ndarray]
-ONE = "pools=none:frame-threads=1:bframes=0"  # x265's thread; with B frames short films fail
-# FFmpeg's encoder, its options, and what to add to the crf for about the quality of H.264. One
+ONE = "pools=none:frame-threads=1:bframes=0"  # x265 on one thread; with B frames short films fail
+# FFmpeg's encoder, its options, and what to add to the crf for roughly H.264's quality. One
 # thread each, and no macroblock tree: with it a process's first file differed from the others.
 CODECS: dict[str, tuple[str, dict[str, str], int]] = {
     "h264": ("libx264", {"preset": "veryfast", "threads": "1", "x264-params": "mbtree=0"}, 0),
@@ -40,7 +40,7 @@ class Shot:
     camera_crf: int = 16  # quality of the camera's own file: fakes are made from what it recorded
     codec: str = "h264"  # of the published file, from CODECS
     fps: int = 30
-    noise: float = 0.0  # that the publisher adds, grey levels
+    noise: float = 0.0  # that the publisher adds, in grey levels
     leaves_frame: bool = False
     crosses: bool = False  # two people change places, the first one in front
 
@@ -71,7 +71,7 @@ def write_video(
 
 
 def record(frames: Iterable[np.ndarray], crf: int) -> Iterator[np.ndarray]:
-    """Compress frames as a camera does, and yield them as they are read from its file."""
+    """Compress frames as a camera does, and yield them as read back from its file."""
     memory = BytesIO()
     write_video(memory, frames, crf)
     memory.seek(0)
@@ -97,7 +97,7 @@ def grain_field(shot: Shot, sigma: float, rng: np.random.Generator) -> np.ndarra
 
 
 def prepare_scene(shot: Shot, rng: np.random.Generator) -> tuple[np.ndarray, list[Actor]]:
-    """A blurred backdrop, float32, 1.4 times the frame's size, and the cast before it."""
+    """A blurred backdrop, float32, 1.4 times the frame's size, and the cast in front of it."""
     width, height = round(1.4 * shot.width), round(1.4 * shot.height)
     picture, _ = person(shot.identities[0])
     small = cv2.resize(picture, (32, 32), interpolation=cv2.INTER_AREA)
@@ -162,7 +162,7 @@ def wander(n_frames: int, amplitude: float, rng: np.random.Generator) -> np.ndar
 
 
 def camera_path(shot: Shot, rng: np.random.Generator) -> np.ndarray:
-    """Zoom, roll and pan as by hand: affine maps (n_frames + 1, 2, 3) from scene to frame."""
+    """Zoom, roll and pan by hand: affine maps (n_frames + 1, 2, 3) from scene to frame."""
     n, size = shot.n_frames + 1, np.array([shot.width, shot.height])
     shake = 0.25 if shot.crosses else 1  # steadier where people walk
     zoom = np.exp(wander(n, 0.12 * shake, rng))
@@ -177,7 +177,7 @@ def camera_path(shot: Shot, rng: np.random.Generator) -> np.ndarray:
 
 
 def expose(picture: np.ndarray, before: np.ndarray, after: np.ndarray, size) -> np.ndarray:
-    """See a scene while the camera moves from one affine map to another: (H, W, 3) float32."""
+    """Film a scene while the camera moves from one affine map to another: (H, W, 3) float32."""
     height, width = picture.shape[:2]
     way = np.hypot(*((after - before) @ (width / 2, height / 2, 1)))  # of the middle, in pixels
     moments = np.linspace(before, after, 1 + int(np.clip(np.ceil(way), 1, 48)))
@@ -189,7 +189,7 @@ def expose(picture: np.ndarray, before: np.ndarray, after: np.ndarray, size) -> 
 
 
 def shade(shot: Shot, slopes: np.ndarray, exposure: float) -> np.ndarray:
-    """How light falls on a frame, (H, W, 3) float32: from one side, `slopes` (2,), by exp."""
+    """How light falls on a frame, (H, W, 3) float32: from one side, exp of `slopes` (2,)."""
     y, x = np.linspace(-0.5, 0.5, 16)[:, None], np.linspace(-0.5, 0.5, 16)[None]
     light = (exposure * np.exp(slopes[0] * x + slopes[1] * y)).astype(np.float32)
     return cv2.merge([cv2.resize(light, (shot.width, shot.height))] * 3)

@@ -25,8 +25,8 @@ from dfdc_lib.blending import (
 from dfdc_lib.geometry import affine_between
 from dfdc_lib.rehearsal.forensics import high_pass, recompress
 
-# Ellipses: centre (0 at the eyes, 1 at the mouth), half width and half height, in units of the way
-# from the eyes to the mouth. Measured on the sample's two portraits.
+# Ellipses: centre (0 at the eyes, 1 at the mouth), half width and half height, in units of the
+# distance from eyes to mouth. Measured on the sample's two portraits.
 REGIONS = {"face": (0.55, 1.05, 1.30), "mouth": (1.0, 0.72, 0.50), "eyes": (0.0, 1.05, 0.45)}
 REGIONS["oval"] = (0.6, 0.9, 1.15)  # what an autoencoder draws: brow to chin, within the ears
 
@@ -80,7 +80,7 @@ def match_grain(
     if amount == 0 or not where.any():
         return picture
     ours, theirs = (1.48 * np.median(np.abs(high_pass(p)[where])) for p in (picture, reference))
-    # White noise in three channels, made grey and high-passed, has the strength it came with.
+    # White noise in three channels, made grey and high-passed, keeps its strength.
     sigma = amount * np.sqrt(max(theirs**2 - ours**2, 0))
     noisy = picture + rng.standard_normal(picture.shape, np.float32) * np.float32(sigma)
     return np.clip(noisy, 0, 255).round().astype(np.uint8)
@@ -104,7 +104,7 @@ def replace_region(
     `lose_detail`; colour: `transfer_colour`; feather: `region_mask`; grain: `match_grain`.
     """
     result, mask = picture.copy(), np.zeros(picture.shape[:2], np.uint8)
-    reach = 2.2 * eyes_to_mouth(landmarks)  # no ellipse lies beyond
+    reach = 2.2 * eyes_to_mouth(landmarks)  # no ellipse reaches farther
     x0, y0 = np.maximum(landmarks.min(axis=0) - reach, 0).astype(int)
     x1, y1 = np.maximum(landmarks.max(axis=0) + reach, -1).astype(int) + 1
     target = picture[y0:y1, x0:x1]
@@ -144,13 +144,13 @@ def displace(
 def check_strength(strength: float) -> None:
     """Raise ValueError unless 0 <= strength <= 1."""
     if not 0 <= strength <= 1:
-        raise ValueError(f"strength runs from 0 to 1, got {strength}")
+        raise ValueError(f"strength must be from 0 to 1, got {strength}")
 
 
 def lay(
     picture: np.ndarray, new: np.ndarray, weights: np.ndarray, strength: float, opacity: float = 1.0
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Blend; at strength 0 return the picture as it came and an empty mask."""
+    """Blend; at strength 0 return the picture unchanged and an empty mask."""
     if strength == 0:
         return picture.copy(), np.zeros(picture.shape[:2], np.uint8)
     return blend(picture, new, weights, opacity)
@@ -166,7 +166,7 @@ def visual_defect(
     strength: float = 1.0,
     kind: str = "",
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Change a face's colour or resolution, or blur mouth or eyes: `kind`, or one that is drawn."""
+    """Change a face's colour or resolution, or blur mouth or eyes: `kind`, or one at random."""
     check_strength(strength)
     kind = kind or str(rng.choice(VISUAL_KINDS))
     if kind not in VISUAL_KINDS:
@@ -203,10 +203,10 @@ def encoding_difference(
 def warping_artifact(
     picture: np.ndarray, landmarks: np.ndarray, rng: Generator, strength: float = 1.0
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Align a face to a small upright square and warp it back: too coarse (arXiv 1811.00656).
+    """Align a face to a small upright square and warp it back: detail is lost (arXiv 1811.00656).
 
     The square is as large as the face (weak) down to about a quarter of it (strong). Below strength
-    0.25 the old face shines through, because resampling alone takes most of the grain.
+    0.25 the old face shows through, because resampling alone removes most of the grain.
     """
     check_strength(strength)
     height, width = picture.shape[:2]

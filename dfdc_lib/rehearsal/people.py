@@ -1,7 +1,7 @@
 """The sample's cast: four people made from two public-domain portraits, who sway and speak.
 
-Two of them never lived: each has the head of one woman and the face of the other, joined with care
-before anything is filmed. Else "this face in that hair" alone would give every swap away.
+Two of them never lived: each has the head of one woman and the face of the other, carefully joined
+before anything is filmed. Otherwise "this face in that hair" alone would give every swap away.
 Pictures and landmarks are as in `blending`.
 """
 
@@ -65,7 +65,7 @@ def person(identity: str) -> tuple[np.ndarray, np.ndarray]:
 
 
 def other_face(identity: str) -> str:
-    """Name the portrait whose face this one of PEOPLE does not have."""
+    """Name the portrait whose face this one of PEOPLE doesn't have."""
     return "collins" if PEOPLE[identity][1] == "hopper" else "hopper"
 
 

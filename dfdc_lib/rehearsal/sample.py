@@ -1,9 +1,9 @@
 """The sample: a miniature DFDC, filmed from two public-domain portraits in installed packages.
 
-People stand before a synthetic camera; then their faces are replaced by a picture of the other one,
-drawn by an autoencoder, fitted wrongly, or get the mouth of another take. A score on it says
+People stand in front of a synthetic camera; then their faces are replaced by a picture of the other
+one, redrawn by an autoencoder, badly fitted, or given the mouth of another take. A score on it says
 nothing about deepfakes in the wild. Nothing else should give a fake away: it is made from what its
-original's camera recorded, shares its codec and noise, and shows each face on each head as often.
+original's camera recorded, has its codec and noise, and shows each face on each head equally often.
 """
 
 from collections import defaultdict
@@ -31,7 +31,7 @@ from dfdc_lib.rehearsal.manipulate import replace_region
 from dfdc_lib.rehearsal.people import PEOPLE, REACH, express, other_face, pose
 from dfdc_lib.store import appear_whole, read_json, write_json
 
-VERSION = 3  # raise it when the same settings would give other pictures
+VERSION = 3  # raise it when the same settings would give different pictures
 
 # (width, height) of frames: they cover each branch of the slides' resize rule.
 SIZES = [(480, 270), (270, 480), (400, 300), (480, 360)]
@@ -39,7 +39,7 @@ SIZES += [(256, 256), (640, 360), (360, 480), (540, 300)]
 LARGE_SIZES = [(1280, 720), (1920, 1080)]
 METHODS = ("swap", "autoencoder", "mouth", "rewarp")
 METHOD_PAIRS = [("swap", "rewarp"), ("autoencoder", "mouth")]
-QUALITIES = (20, 28)  # x264's constant rate factor, drawn alike for originals and fakes
+QUALITIES = (20, 28)  # x264's constant rate factor, drawn the same way for originals and fakes
 
 
 @dataclass(frozen=True)
@@ -71,7 +71,7 @@ def falsify(shot: Shot, filmed: list[Scene], fake: Fake) -> Iterator[tuple[np.nd
         donors, targets = list(zip(frames, tracked, strict=True)), faces
     elif fake.method == "swap":
         donors = [express(*pose(other, rng), moves)] * len(frames)
-    else:  # the own mouth, from another take
+    else:  # their own mouth, from another take
         donors, region = [express(*pose(shot.identities[0], rng), moves)] * len(frames), "mouth"
     for number, (frame, target, donor) in enumerate(zip(frames, targets, donors, strict=True)):
         yield replace_region(frame, target, *donor, region, **look, seed=(fake.seed, number))
@@ -82,8 +82,8 @@ def plan(
 ) -> list[tuple[int, Shot, list[Fake]]]:
     """Lay out the data set: the part, the shot and two fakes of each original.
 
-    In each part everyone is filmed equally often, and as often before each pair of methods, where
-    a part has a multiple of 8 originals.
+    In each part everyone is filmed equally often, and equally often for each pair of methods, if a
+    part has a multiple of 8 originals.
     """
     rng, n_originals = np.random.default_rng(seed), n_parts * originals_per_part
 
@@ -150,7 +150,7 @@ def make_sample(
     """Make the sample in DFDC's layout; sample.json says how each video was made.
 
     The same arguments give the same pictures; a folder made with them is kept. workers: as in
-    `run_jobs`. Raises FileExistsError where `out` holds anything else.
+    `run_jobs`. Raises FileExistsError if `out` holds anything else.
     """
     settings = {"version": VERSION, "n_parts": n_parts, "originals_per_part": originals_per_part}
     settings |= {"n_frames": n_frames, "seed": seed}
@@ -165,9 +165,9 @@ def film_all(
     workers: int = 2,
     progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> Path:
-    """Make a data set of a plan (see `plan`). settings: what tells it from others, with its seed.
+    """Make a data set of a plan (see `plan`). settings: its seed, and what tells it from others.
 
-    Every original has equally many fakes. Otherwise see `make_sample`.
+    Every original has the same number of fakes. For the rest see `make_sample`.
     """
     out = Path(out)
     kept = out / "sample.json"

@@ -191,13 +191,13 @@ class Experiment(SphinxDirective):
 
 
 class Statements(SphinxDirective):
-    """`{statements} kind`: what the slides state and upstream does, of notebook 14's table; topics
+    """`{statements} kind`: what the slides state and upstream does, from statements.csv; topics
     link to ours."""
 
     required_arguments = 1
 
     def run(self) -> list:
-        path = Path(self.env.srcdir) / "notebooks" / "14_statements.csv"
+        path = Path(self.env.srcdir) / "experiments" / "statements.csv"
         self.env.note_dependency(str(path))
         table = pd.read_csv(path)
         rows = [
