@@ -340,11 +340,11 @@ def class_counts(labels: Tensor) -> Tensor:
 
 
 def measure_losses(scored: pd.DataFrame) -> dict[str, float]:
-    """valid_loss: upstream's, over crops, each class by itself; valid_video_<name>: over videos."""
-    by_class = [log_loss(crops.label, crops.p_fake) for _, crops in scored.groupby("label")]
-    videos = {f"valid_video_{name}": score_videos(scored, name) for name in STRATEGIES}
-    of_videos = {name: log_loss(table.label, table.p_fake) for name, table in videos.items()}
-    return {"valid_loss": float(np.mean(by_class))} | of_videos
+    """valid_loss: upstream's, each class of videos by itself; valid_video_<name>: all videos."""
+    videos = {name: score_videos(scored, name) for name in STRATEGIES}
+    losses = {f"valid_video_{name}": log_loss(v.label, v.p_fake) for name, v in videos.items()}
+    classes = [log_loss(some.label, some.p_fake) for _, some in videos["mean"].groupby("label")]
+    return {"valid_loss": float(np.mean(classes))} | losses
 
 
 def score_held_out(

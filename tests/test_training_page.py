@@ -39,7 +39,7 @@ def train_page(work_copy):
             exec(source, names)
         plots = SimpleNamespace(plot_training=lambda *_: Figure().subplots().figure)
         names |= {"WORK": str(work_copy.root), "train": train, "plots": plots} | parameters
-        for source in (derived, *code[8], code[9][0]):
+        for source in (derived, *code[6], code[7][0]):
             exec(source, names)
         return called
 
@@ -49,7 +49,7 @@ def train_page(work_copy):
 def test_a_run_of_several_processes_is_only_read(train_page, work_copy, capsys):
     write_json(work_copy.run("lite0_demo_0_0") / "config.json", {"processes": 4})
     assert not train_page()
-    assert "lite0_demo_0_0 was trained by 4 processes: it is read" in capsys.readouterr().out
+    assert "lite0_demo_0_0 was trained by 4 processes: it is loaded" in capsys.readouterr().out
 
 
 def test_the_steps_reach_the_line_that_is_printed(train_page, capsys):
