@@ -1,6 +1,7 @@
 """The site: executed notebooks and a few pages. It loads nothing from outside, so it opens from a
 folder, offline."""
 
+import os
 import sys
 from pathlib import Path
 
@@ -9,6 +10,9 @@ from docutils import nodes
 from sphinx.application import Sphinx
 
 sys.path.insert(0, str(Path(__file__).resolve().parent / "_ext"))
+
+# Where the code is, such as https://github.com/someone/course: for links and launch buttons.
+REPOSITORY = os.environ.get("COURSE_REPOSITORY", "")
 
 project = "How the Deepfake Detection Challenge was won"
 author = "the contributors"
@@ -31,6 +35,13 @@ html_theme_options = {
     "show_toc_level": 2,
     "footer_content_items": ["copyright"],
 }
+if REPOSITORY:
+    html_theme_options |= {
+        "repository_url": REPOSITORY,
+        "repository_branch": "main",
+        "use_repository_button": True,
+        "launch_buttons": {"colab_url": "https://colab.research.google.com"},
+    }
 html_copy_source = False
 html_show_sourcelink = False
 highlight_language = "none"  # of blocks that name no language: mostly commands
@@ -56,6 +67,13 @@ def visit_block(self, node: nodes.math_block) -> None:
     raise nodes.SkipNode
 
 
+def name_repository(app: Sphinx, docname: str, source: list[str]) -> None:
+    """Write the repository's address where a page says ADDRESS."""
+    if REPOSITORY:
+        source[0] = source[0].replace("ADDRESS", REPOSITORY)
+
+
 def setup(app: Sphinx) -> None:
     """Register the renderer that needs neither MathJax nor a network."""
+    app.connect("source-read", name_repository)
     app.add_html_math_renderer("mathml", (visit_inline, None), (visit_block, None))

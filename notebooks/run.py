@@ -245,12 +245,22 @@ def fingerprint_runs(notebook: Path, values: dict, work: Path) -> str:
 
 
 class QuietKernel(AsyncKernelManager):
-    """A kernel that encrypts if it can, instead of a warning that it does not."""
+    """A kernel that encrypts if it can, instead of a warning that it does not.
+
+    It draws figures with two pixels for each of the page's.
+    """
 
     def __init__(self, *args, **kwargs):
         super().__init__(*args, **kwargs)
         if zmq.has("curve"):
             self.transport_encryption = "auto"
+
+    async def _async_start_kernel(self, **options):
+        sharp = "--InlineBackend.figure_format=retina"
+        options["extra_arguments"] = [*options.get("extra_arguments", []), sharp]
+        await super()._async_start_kernel(**options)
+
+    start_kernel = _async_start_kernel
 
 
 def run_notebook(
@@ -381,6 +391,7 @@ def build_site(report: Path) -> Path:
     source = report / "source"
     shutil.rmtree(source, ignore_errors=True)
     shutil.copytree(ROOT / "docs", source)
+    shutil.copy(ROOT / "README.md", source)  # pages include parts of it
     (source / "notebooks").mkdir()
     (source / "experiments").mkdir()
     for file in (ROOT / "experiments").glob("*.*"):
