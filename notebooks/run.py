@@ -391,7 +391,8 @@ def build_site(report: Path) -> Path:
     source = report / "source"
     shutil.rmtree(source, ignore_errors=True)
     shutil.copytree(ROOT / "docs", source)
-    shutil.copy(ROOT / "README.md", source)  # pages include parts of it
+    readme = (ROOT / "README.md").read_text()  # pages include parts of it
+    (source / "README.md").write_text(readme.replace("](docs/", "]("))
     (source / "notebooks").mkdir()
     (source / "experiments").mkdir()
     for file in (ROOT / "experiments").glob("*.*"):

@@ -10,6 +10,7 @@ from urllib.parse import unquote, urlsplit
 import cv2
 import nbformat
 import numpy as np
+import pandas as pd
 import pytest
 from conftest import ROOT, load_runner
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_output
@@ -42,6 +43,7 @@ def small_notebook() -> nbformat.NotebookNode:
         executed(PICTURE, "a line that rises from 0 to 1"),
         new_markdown_cell("## Numbers"),
         executed({"text/html": html}),
+        executed({"text/html": pd.DataFrame({"said": ["yes", "no"], "p": [0.5, -1]}).to_html()}),
     ]
     language = {"name": "python", "pygments_lexer": "ipython3"}
     return nbformat.v4.new_notebook(cells=cells, metadata={"language_info": language})
@@ -114,6 +116,15 @@ def test_figures_and_formulas_are_in_place(site, pages):
     assert "<mfrac>" in pages[path].text
 
 
+def test_numbers_stand_to_the_right_and_figures_have_two_pixels_for_one(site, pages):
+    page = pages[site / "notebooks" / "99_page.html"]
+    assert '<td class="number">0.5</td>' in page.text
+    assert '<th class="number">p</th>' in page.text
+    assert "<td>yes</td>" in page.text
+    widths = [given.get("style", "") for given in page.pictures if "_images" in given["src"]]
+    assert all("width: 4px" in width for width in widths), widths  # of nine
+
+
 def test_notebooks_are_numbered_and_lead_to_each_other(site, pages):
     for path, next_path in pairwise(NOTEBOOKS):
         page = pages[site / "notebooks" / f"{path.stem}.html"].text
@@ -144,7 +155,10 @@ def test_the_reference_shows_signatures_docstrings_and_comments(site, pages):
 
 
 def test_every_page_fits_a_phone_and_loads_all_it_needs(pages, browser):
-    """No error, nothing missing, nothing from outside, nothing wider than 360 pixels."""
+    """No error, nothing missing, nothing from outside, nothing wider than 360 pixels; at a desk, no
+    code that one must scroll sideways."""
+    sideways = "[...document.querySelectorAll('.cell_input pre')]"
+    sideways += ".filter(code => code.scrollWidth > code.clientWidth + 1).length"
     wrong, blank = [], "[...document.images].filter(i => i.complete && !i.naturalWidth)"
 
     def note_message(message):
@@ -153,12 +167,14 @@ def test_every_page_fits_a_phone_and_loads_all_it_needs(pages, browser):
 
     browser.set_offline(True)  # what is asked from outside fails
     tab = browser.new_page()
-    tab.set_viewport_size({"width": 360, "height": 740})
     tab.on("console", note_message)
     tab.on("pageerror", lambda error: wrong.append((tab.url, str(error))))
     tab.on("requestfailed", lambda request: wrong.append((tab.url, f"missing: {request.url}")))
     for path in pages:
+        tab.set_viewport_size({"width": 1280, "height": 740})
         tab.goto(path.as_uri())
+        wrong += [(path.name, "code is too wide")] if tab.evaluate(sideways) else []
+        tab.set_viewport_size({"width": 360, "height": 740})
         width = tab.evaluate("document.documentElement.scrollWidth")
         sources = tab.evaluate(f"{blank}.map(i => i.src)")
         wrong += [(path.name, f"{width} pixels wide")] if width > 360 else []

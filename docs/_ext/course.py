@@ -60,8 +60,7 @@ def size_figures(app: Sphinx, doctree: nodes.document) -> None:
     """Show a notebook's pictures at half their pixels: they were drawn twice as fine."""
     for figure in doctree.findall(nodes.image):
         if find_cell(figure) is not None and figure["uri"].endswith(".png"):
-            _, path = app.env.relfn2path(figure["uri"], app.env.docname)
-            with Image.open(path) as picture:
+            with Image.open(Path(app.srcdir, figure["uri"])) as picture:
                 figure["width"] = f"{picture.width // 2}px"
 
 
