@@ -70,7 +70,8 @@ def visit_block(self, node: nodes.math_block) -> None:
 def name_repository(app: Sphinx, docname: str, source: list[str]) -> None:
     """Write the repository's address where a page says ADDRESS."""
     if REPOSITORY:
-        source[0] = source[0].replace("ADDRESS", REPOSITORY)
+        told = [line for line in source[0].split("\n") if not line.startswith("If the line above")]
+        source[0] = "\n".join(told).replace("ADDRESS", REPOSITORY)
 
 
 def setup(app: Sphinx) -> None:

@@ -2,6 +2,7 @@
 
 import base64
 import re
+import runpy
 from html.parser import HTMLParser
 from itertools import pairwise
 from pathlib import Path
@@ -145,6 +146,14 @@ def test_modules_are_listed_in_reading_order_and_experiments_on_their_page():
     shown = re.findall(r"\{experiment\} (\w+)", (ROOT / "docs" / "experiments.md").read_text())
     scripts = (ROOT / "experiments").glob("*.py")
     assert set(shown) == {path.stem for path in scripts if "def main" in path.read_text()}
+
+
+def test_one_setting_names_the_repository(monkeypatch):
+    monkeypatch.setenv("COURSE_REPOSITORY", "https://example.org/course")
+    conf, source = runpy.run_path(ROOT / "docs" / "conf.py"), ["git clone ADDRESS course"]
+    conf["name_repository"](None, "index", source)
+    assert source == ["git clone https://example.org/course course"]
+    assert conf["html_theme_options"]["repository_url"] == "https://example.org/course"
 
 
 def test_the_reference_shows_signatures_docstrings_and_comments(site, pages):
