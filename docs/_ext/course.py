@@ -77,9 +77,11 @@ def align_numbers(app: Sphinx, doctree: nodes.document) -> None:
                 if NUMBER.fullmatch(cell.get_text().strip()):
                     cell["class"] = [*cell.get("class", []), "number"]
         headings = table.select("thead tr:first-child th")
-        for column, cells in enumerate(zip(*rows, strict=False), -len(rows[0]) if rows else 0):
-            if headings and all("number" in cell.get("class", []) for cell in cells):
-                headings[column]["class"] = [*headings[column].get("class", []), "number"]
+        if rows and len(headings) > len(rows[0]):  # one heading a column, besides the index
+            columns = zip(headings[-len(rows[0]) :], zip(*rows, strict=True), strict=True)
+            for heading, cells in columns:
+                if all("number" in cell.get("class", []) for cell in cells):
+                    heading["class"] = [*heading.get("class", []), "number"]
         raw.children, raw.rawsource = [nodes.Text(str(table))], str(table)
 
 
