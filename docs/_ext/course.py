@@ -13,7 +13,7 @@ from sphinx.transforms.post_transforms import SphinxPostTransform
 from sphinx.util import logging
 
 LOGGER = logging.getLogger(__name__)
-NUMBER = re.compile(r"[-−+±]?[\d,.]+(?:e[-+]?\d+)?(?: ?%)?|nan|—|")
+NUMBER = re.compile(r"[-−+±]?[\d,.]+(?:e[-+]?\d+)?(?: ?%)?|nan")
 MENTION = re.compile(r"[Nn]otebooks? \d\d(?:(?:, | and | or | to |–)\d\d)*\b")
 
 
