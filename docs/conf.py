@@ -21,6 +21,7 @@ extensions = ["myst_nb", "course", "api", "results"]
 nb_execution_mode = "off"  # the copies are executed already
 nb_ipywidgets_js = {}  # no widget script from a network
 nb_merge_streams = True
+nb_render_markdown_format = "myst"  # cards have tables
 myst_enable_extensions = ["dollarmath", "deflist", "colon_fence"]
 myst_heading_anchors = 3
 html_math_renderer = "mathml"

@@ -341,7 +341,8 @@ def losses(label, p_fake) -> np.ndarray:
 
 
 def signed(number: float) -> str:
-    return f"{number:+.3f}".replace("-", "−")
+    """With a sign, and more decimals where three would say zero."""
+    return f"{number:+.{3 if abs(number) >= 0.0005 else 5}f}".replace("-", "−")
 
 
 def is_lower(first, second, about: pd.DataFrame, seen_on: str) -> Evidence:
@@ -515,7 +516,8 @@ def is_found(family: str, least: float = 0.5) -> Evidence:
     """Can a detector find the family at 20 %, with an AUC above `least` (notebook 12)?"""
     rows = read_experiment("margins").query("arm == 'input' and margin == 0.2")
     row = rows.set_index("family").loc[family]
-    words = f"AUC {row.auc:.2f} ({row.low:.2f} to {row.high:.2f}) after {row.steps} steps"
+    words = f"AUC {row.auc:.2f} ({row.low:.2f} to {row.high:.2f}) after {row.steps} steps; "
+    words += f"asked: surely above {least:g}"
     holds = True if row.low > least else None if row.high > 0.5 else False
     return Evidence(words, holds, "sample")
 

@@ -68,7 +68,7 @@ def align_numbers(app: Sphinx, doctree: nodes.document) -> None:
     """Mark the cells of pandas' tables that hold a number, so that the style sheet can align them
     to the right, and the headings of columns in which all do."""
     for raw in doctree.findall(nodes.raw):
-        if "dataframe" not in raw.astext():
+        if "<table" not in raw.astext():
             continue
         table = BeautifulSoup(raw.astext(), "html.parser")
         rows = [row.find_all("td") for row in table.select("tbody tr")]
