@@ -44,7 +44,9 @@ def small_notebook() -> nbformat.NotebookNode:
         executed(PICTURE, "a line that rises from 0 to 1"),
         new_markdown_cell("## Numbers"),
         executed({"text/html": html}),
-        executed({"text/html": pd.DataFrame({"said": ["yes", "no"], "p": [0.5, -1]}).to_html()}),
+        executed(
+            {"text/html": pd.DataFrame({"said": ["yes", "notebook 03"], "p": [0.5, -1]}).to_html()}
+        ),
     ]
     language = {"name": "python", "pygments_lexer": "ipython3"}
     return nbformat.v4.new_notebook(cells=cells, metadata={"language_info": language})

@@ -82,7 +82,8 @@ def align_numbers(app: Sphinx, doctree: nodes.document) -> None:
             for heading, cells in columns:
                 if all("number" in cell.get("class", []) for cell in cells):
                     heading["class"] = [*heading.get("class", []), "number"]
-        raw.children, raw.rawsource = [nodes.Text(str(table))], str(table)
+        raw.rawsource = str(table)
+        raw[:] = [nodes.Text(str(table))]
 
 
 def find_cell(node: nodes.Node) -> nodes.container | None:
