@@ -13,7 +13,7 @@ the scores that were published beside those of the runs that trained as the slid
 import argparse
 import re
 from collections.abc import Callable
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import NamedTuple
 
@@ -249,7 +249,7 @@ def classes_are_balanced(folder: Folder) -> Evidence:
 
 @check("schedule")
 def schedule_is_the_slides(_: Folder) -> Evidence:
-    """A thousand rates against the polynomial, and the first two updates against Nesterov's."""
+    """A thousand rates against the polynomial, and as many updates against Nesterov's."""
     layer = torch.nn.Linear(1, 1, bias=False)
     optimizer, scheduler = make_optimizer(layer, SLIDES)
     w, v, right = layer.weight.item(), 0.0, [SLIDES.epoch_steps == 2500, SLIDES.steps == 75_000]
@@ -411,24 +411,10 @@ def compare_encoders(folder: Folder, better: str, worse: str) -> Evidence:
     return is_lower(*each, about, folder.seen(best))
 
 
-@check("B4 before B3")
-def b4_beats_b3(folder: Folder) -> Evidence:
-    return compare_encoders(folder, "b4", "b3")
-
-
-@check("B5 before B4")
-def b5_beats_b4(folder: Folder) -> Evidence:
-    return compare_encoders(folder, "b5", "b4")
-
-
-@check("B7 before B5")
-def b7_beats_b5(folder: Folder) -> Evidence:
-    return compare_encoders(folder, "b7", "b5")
-
-
-@check("B5 before B6")
-def b5_beats_b6(folder: Folder) -> Evidence:
-    return compare_encoders(folder, "b5", "b6")
+for _better, _worse in (("b4", "b3"), ("b5", "b4"), ("b7", "b5"), ("b5", "b6")):
+    check(f"{_better.upper()} before {_worse.upper()}")(
+        partial(compare_encoders, better=_better, worse=_worse)
+    )
 
 
 @check("EfficientNet")

@@ -321,9 +321,8 @@ def run_notebook(
             time.monotonic() - started,
             error=f"{cell}\nhalf-executed copy: {executed}",
         )
-    mark.write_text(
-        made_from + fingerprint_runs(notebook, values, folders[1])
-    )  # as it is now: it may have trained
+    # As it is now: it may have trained.
+    mark.write_text(made_from + fingerprint_runs(notebook, values, folders[1]))
     return finish_page(
         executed, Outcome(executed.stem, time.monotonic() - started), folders[0]
     )
@@ -396,14 +395,11 @@ def build_site(report: Path) -> Path:
     (source / "notebooks").mkdir()
     (source / "experiments").mkdir()
     for file in (ROOT / "experiments").glob("*.*"):
-        shutil.copy(
-            file, source / "experiments"
-        )  # the page of experiments reads their tables
+        shutil.copy(file, source / "experiments")  # a page reads their tables
     for executed in sorted((report / "notebooks").glob("*.ipynb")):
         if (report / "notebooks" / f".{executed.stem}.made-from").exists():
-            text = executed.read_text().replace(
-                "](../docs/", "](../"
-            )  # beside the pages there
+            text = executed.read_text()
+            text = text.replace("](../docs/", "](../")  # they lie beside it there
             (source / "notebooks" / executed.name).write_text(text)
     shutil.rmtree(report / "site", ignore_errors=True)
     command = [
@@ -422,10 +418,8 @@ def build_site(report: Path) -> Path:
         not (source / "notebooks" / notebook.name).exists()
         for notebook in choose_notebooks("")
     ):
-        command += [
-            "-D",
-            "suppress_warnings=myst.xref_missing",
-        ]  # links to pages that have not run yet
+        # Links to pages that have not run yet.
+        command += ["-D", "suppress_warnings=myst.xref_missing"]
     if subprocess.run(command).returncode:
         raise SiteError(f"the site could not be built: {' '.join(command)}")
     return report / "site" / "index.html"
