@@ -100,7 +100,7 @@ def draw(path: Path) -> None:
     )
     draw_ratios(left)
     draw_growth(right)
-    fig.savefig(path, dpi=150)
+    fig.savefig(path, dpi=200)
 
 
 def draw_ratios(axis: Axes) -> None:

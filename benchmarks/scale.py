@@ -320,7 +320,7 @@ def draw(table: pd.DataFrame, path: Path) -> None:
     fig, axes = plt.subplots(2, 1, figsize=(7.1, 8), layout="constrained")
     for axis, panel in zip(axes, PANELS, strict=True):
         draw_panel(axis, table, panel)
-    fig.savefig(path, dpi=150)
+    fig.savefig(path, dpi=200)
     plt.close(fig)
 
 

@@ -13,6 +13,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent / "_ext"))
 
 # Where the code is, such as https://github.com/someone/course: for links and launch buttons.
 REPOSITORY = os.environ.get("COURSE_REPOSITORY", "")
+ARCHIVE = "course.tar.gz"  # the code, for a site that has no such address
 
 project = "How the Deepfake Detection Challenge was won"
 author = "the contributors"
@@ -69,10 +70,18 @@ def visit_block(self, node: nodes.math_block) -> None:
 
 
 def name_repository(app: Sphinx, docname: str, source: list[str]) -> None:
-    """Write the repository's address where a page says ADDRESS."""
+    """Say where the code is, where a page says ADDRESS: in the repository, or else in the archive
+    that the build put beside the pages."""
+    if not (REPOSITORY or (Path(app.srcdir) / ARCHIVE).exists()):
+        return
+    where = f"Download [{ARCHIVE}]({ARCHIVE}), the code that built this site. In its folder:"
+    lines = source[0].split("\n")
+    lines = [where if line.startswith("If the first line says") else line for line in lines]
     if REPOSITORY:
-        told = [line for line in source[0].split("\n") if not line.startswith("If the line above")]
-        source[0] = "\n".join(told).replace("ADDRESS", REPOSITORY)
+        lines = [line.replace("ADDRESS", REPOSITORY) for line in lines if line != where]
+    else:
+        lines = [line.replace("git clone ADDRESS course", f"tar xzf {ARCHIVE}") for line in lines]
+    source[0] = "\n".join(lines)
 
 
 def setup(app: Sphinx) -> None:

@@ -39,7 +39,7 @@ def main() -> None:
     draws = [plots.undo_normalise(transform(image=crop)["image"]) for _ in range(4)]
     four = np.vstack([np.hstack(draws[:2]), np.hstack(draws[2:])])
     figure = draw(seen, crop, mask, four)
-    figure.savefig(ROOT / "docs" / "_static" / "pipeline.png", dpi=110)
+    figure.savefig(ROOT / "docs" / "_static" / "pipeline.png", dpi=192)
 
 
 def is_plain(recipe: dict) -> bool:
@@ -69,7 +69,8 @@ def draw(
     frame, augmented (S, S, 3), crop (H, W, 3) uint8 RGB; mask (H, W) uint8. The scores explain, and
     are not measured.
     """
-    figure, axes = plt.subplots(2, 3, figsize=(7.5, 5.6), layout="constrained")
+    figure, axes = plt.subplots(2, 3, figsize=(7.5, 5.7), layout="constrained")
+    figure.get_layout_engine().set(h_pad=0.08)
     pictures = (frame, crop, mask, augmented, None, None)
     for axis, title, picture in zip(axes.flat, STEPS, pictures, strict=True):
         axis.set_title(title, fontsize=14, loc="left", pad=7)

@@ -385,6 +385,15 @@ def outputs_of(cell: nbformat.NotebookNode) -> list[nbformat.NotebookNode]:
     return cell.get("outputs", [])
 
 
+def pack_code(archive: Path) -> None:
+    """Pack what is committed, for the site to hand on; outside a clone, nothing."""
+    command = ["git", "archive", "--format=tar.gz", "--prefix=course/", "HEAD"]
+    if (ROOT / ".git").exists() and shutil.which("git"):
+        packed = subprocess.run(command, cwd=ROOT, capture_output=True)
+        if packed.returncode == 0:
+            archive.write_bytes(packed.stdout)
+
+
 def build_site(report: Path) -> Path:
     """Build the site from docs/ and every executed notebook; return its first page."""
     source = report / "source"
@@ -396,6 +405,7 @@ def build_site(report: Path) -> Path:
     (source / "experiments").mkdir()
     for file in (ROOT / "experiments").glob("*.*"):
         shutil.copy(file, source / "experiments")  # a page reads their tables
+    pack_code(source / "course.tar.gz")
     for executed in sorted((report / "notebooks").glob("*.ipynb")):
         if (report / "notebooks" / f".{executed.stem}.made-from").exists():
             text = executed.read_text()

@@ -14,6 +14,7 @@ from sphinx.util import logging
 
 LOGGER = logging.getLogger(__name__)
 NUMBER = re.compile(r"[-−+±]?[\d,.]+(?:e[-+]?\d+)?(?: ?%)?|nan")
+MEASURED = re.compile(rf"(?:{NUMBER.pattern})(?: \([^()]* to [^()]*\))?|—|")
 MENTION = re.compile(r"[Nn]otebooks? \d\d(?:(?:, | and | or | to |–)\d\d)*\b")
 
 
@@ -62,6 +63,18 @@ def size_figures(app: Sphinx, doctree: nodes.document) -> None:
         if find_cell(figure) is not None and figure["uri"].endswith(".png"):
             with Image.open(Path(app.srcdir, figure["uri"])) as picture:
                 figure["width"] = f"{picture.width // 2}px"
+
+
+def align_columns(app: Sphinx, doctree: nodes.document) -> None:
+    """Mark the columns of a page's own tables in which every cell is a number, perhaps with its
+    interval."""
+    for table in doctree.findall(nodes.table):
+        rows = [list(row.findall(nodes.entry)) for row in table.findall(nodes.row)]
+        for column in zip(*rows, strict=False):
+            cells = [entry.astext().strip() for entry in column[1:]]
+            if any(cells) and all(MEASURED.fullmatch(cell) for cell in cells):
+                for entry in column:
+                    entry["classes"].append("number")
 
 
 def align_numbers(app: Sphinx, doctree: nodes.document) -> None:
@@ -152,5 +165,6 @@ def setup(app: Sphinx) -> dict:
     app.connect("doctree-read", describe_figures)
     app.connect("doctree-read", size_figures)
     app.connect("doctree-read", align_numbers)
+    app.connect("doctree-read", align_columns)
     app.add_post_transform(LinkNotebooks)
     return {"parallel_read_safe": True, "parallel_write_safe": True}
