@@ -4,6 +4,8 @@
     python -m benchmarks detect preprocess …   some: detect, preprocess, predict, growth, …
     python -m benchmarks scale                 the bookkeeping for all 119,154 videos, simulated
                                                (15 minutes, 3 GB of disk, 7 million names in it)
+    python -m benchmarks gpu                   all that a graphics card can tell, in five minutes;
+                                               see docs/gpu.md
     python -m benchmarks.train_step            a training step against a plain loop (6 minutes)
     python -m benchmarks.encoders              what training each encoder costs (10 minutes)
 
@@ -19,7 +21,9 @@ import matplotlib.pyplot as plt
 import pandas as pd
 from matplotlib.axes import Axes
 
+import benchmarks.gpu.plan as gpu
 from benchmarks import crops, detect, predict, preprocess, scale
+from benchmarks.gpu import prepare
 from benchmarks.measure import stamp
 
 HERE = Path(__file__).parent
@@ -140,6 +144,10 @@ def draw_growth(axis: Axes) -> None:
 
 def main(names: list[str]) -> int:
     """Run the benchmarks that are named."""
+    if names[:1] == ["gpu"]:
+        return gpu.main(names[1:])
+    if names[:1] == ["gpu-prepare"]:
+        return prepare.main(names[1:])
     if names == ["scale"]:
         return scale.run()
     everything = ["detect", "preprocess", "predict", "growth", "memory", "crops"]

@@ -5,7 +5,8 @@ import importlib.metadata
 import os
 import platform
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -17,6 +18,17 @@ def wait() -> None:
     """Let the GPU finish, if there is one."""
     if torch.cuda.is_available():
         torch.cuda.synchronize()
+
+
+@contextmanager
+def exact_arithmetic() -> Iterator[None]:
+    """Compute fp32 in 24 bits: convolutions on a card keep ten (TF32) unless they are told."""
+    before = torch.backends.cudnn.allow_tf32
+    torch.backends.cudnn.allow_tf32 = False
+    try:
+        yield
+    finally:
+        torch.backends.cudnn.allow_tf32 = before
 
 
 def time_call(run: Callable[[], object]) -> float:

@@ -97,9 +97,8 @@ DIFFERENCES = {
 }
 
 
-def make_network(crops: torch.Tensor) -> DeepfakeClassifier:
-    """A B7 with weights from a formula; its logits of these crops have mean 0 and deviation 2."""
-    model = DeepfakeClassifier("b7").eval()
+def spread_scores(model: DeepfakeClassifier, crops: torch.Tensor) -> DeepfakeClassifier:
+    """Give it weights from a formula; its logits of these crops have mean 0 and deviation 2."""
     model.load_state_dict(formula_weights(model))
     logits = make_scorer(model, precision="fp32")(crops).logit()
     with torch.no_grad():
@@ -120,7 +119,8 @@ def main() -> None:
     paths = [data / file for file in files[:: len(files) // VIDEOS][:VIDEOS]]
     detector, size = FaceDetector(INFERENCE_THRESHOLDS), DeepfakeClassifier("b7").card.size
     upstream = {path: UPSTREAM.cut(path, detector, size) for path in paths}
-    model, rows = make_network(torch.cat([crops[:4] for crops in upstream.values()])), []
+    some = torch.cat([crops[:4] for crops in upstream.values()])
+    model, rows = spread_scores(DeepfakeClassifier("b7").eval(), some), []
     score = make_scorer(model, precision="fp32")
     for difference, steps in DIFFERENCES.items():
         for path in paths:

@@ -213,7 +213,7 @@ def fingerprint(notebook: Path, values: dict, folders: tuple[Path, Path]) -> str
         *sorted((ROOT / "dfdc_lib").rglob("*.npz")),
         *sorted((ROOT / "experiments").glob("*.csv")),
         *(ROOT / "experiments").glob("scorecard.py"),
-        *sorted((ROOT / "benchmarks").glob("*.csv")),
+        *sorted((ROOT / "benchmarks").rglob("*.csv")),
     ):
         digest.update(path.read_bytes())
     return digest.hexdigest()
@@ -405,6 +405,10 @@ def build_site(report: Path) -> Path:
     (source / "experiments").mkdir()
     for file in (ROOT / "experiments").glob("*.*"):
         shutil.copy(file, source / "experiments")  # a page reads their tables
+    card = ROOT / "benchmarks" / "gpu"
+    (source / "gpu").mkdir()
+    for file in (*card.glob("*.csv"), *card.glob("*.png")):
+        shutil.copy(file, source / "gpu")
     pack_code(source / "course.tar.gz")
     for executed in sorted((report / "notebooks").glob("*.ipynb")):
         if (report / "notebooks" / f".{executed.stem}.made-from").exists():

@@ -1,8 +1,10 @@
 """The site opens from a folder, offline: links, figures and formulas are in place."""
 
 import base64
+import os
 import re
 import runpy
+import shutil
 from html.parser import HTMLParser
 from itertools import pairwise
 from pathlib import Path
@@ -47,6 +49,7 @@ def small_notebook() -> nbformat.NotebookNode:
         executed(
             {"text/html": pd.DataFrame({"said": ["yes", "notebook 03"], "p": [0.5, -1]}).to_html()}
         ),
+        new_markdown_cell("| of | AUC |\n|---|---|\n| B7 | 0.9 (0.8 to 1.0) |"),
     ]
     language = {"name": "python", "pygments_lexer": "ipython3"}
     return nbformat.v4.new_notebook(cells=cells, metadata={"language_info": language})
@@ -123,6 +126,7 @@ def test_numbers_stand_to_the_right_and_figures_have_two_pixels_for_one(site, pa
     page = pages[site / "notebooks" / "99_page.html"]
     assert '<td class="number">0.5</td>' in page.text
     assert '<th class="number">p</th>' in page.text
+    assert re.search(r'<td class="number"><p>0.9 \(0.8 to 1.0\)', page.text)
     assert "<td>yes</td>" in page.text
     widths = [given.get("style", "") for given in page.pictures if "_images" in given["src"]]
     assert all("width: 4px" in width for width in widths), widths  # of nine
@@ -152,10 +156,19 @@ def test_modules_are_listed_in_reading_order_and_experiments_on_their_page():
 
 def test_one_setting_names_the_repository(monkeypatch):
     monkeypatch.setenv("COURSE_REPOSITORY", "https://example.org/course")
-    conf, source = runpy.run_path(ROOT / "docs" / "conf.py"), ["git clone ADDRESS course"]
+    conf = runpy.run_path(ROOT / "docs" / "conf.py")
+    source = ["If the first line says ADDRESS, ask\ngit clone ADDRESS course"]
     conf["name_repository"](None, "index", source)
     assert source == ["git clone https://example.org/course course"]
     assert conf["html_theme_options"]["repository_url"] == "https://example.org/course"
+
+
+def test_a_site_without_an_address_hands_on_its_code(site, pages, tmp_path):
+    link = next(link for link in pages[site / "index.html"].links if link.endswith(".tar.gz"))
+    shutil.unpack_archive(site / link, tmp_path, filter="data")
+    assert os.access(tmp_path / "course" / "run_all.sh", os.X_OK)
+    assert "tar xzf course.tar.gz" in pages[site / "index.html"].text
+    assert "ADDRESS" not in pages[site / "index.html"].text + pages[site / "faq.html"].text
 
 
 def test_the_reference_shows_signatures_docstrings_and_comments(site, pages):
@@ -168,7 +181,7 @@ def test_the_reference_shows_signatures_docstrings_and_comments(site, pages):
 def test_every_page_fits_a_phone_and_loads_all_it_needs(pages, browser):
     """No error, nothing missing, nothing from outside, nothing wider than 360 pixels; at a desk, no
     code that one must scroll sideways."""
-    sideways = "[...document.querySelectorAll('.cell_input pre')]"
+    sideways = "[...document.querySelectorAll('pre')]"
     sideways += ".filter(code => code.scrollWidth > code.clientWidth + 1).length"
     wrong, blank = [], "[...document.images].filter(i => i.complete && !i.naturalWidth)"
 

@@ -190,6 +190,38 @@ class Experiment(SphinxDirective):
         return [f"*Made on: {head}.*", "", *READERS[path.stem](table)]
 
 
+class Card(SphinxDirective):
+    """`{card} part`: what `python -m benchmarks gpu` measured, or that nobody has yet.
+
+    `{card} figure` shows the figure, if there is one, with the block's words for who can't see it.
+    """
+
+    required_arguments = 1
+    has_content = True
+
+    def run(self) -> list:
+        folder, name = Path(self.env.srcdir) / "gpu", self.arguments[0]
+        table = folder / f"{name}.csv"
+        if name == "figure":
+            words = " ".join(self.content)
+            found = (folder / "gpu.png").exists()
+            lines = ["```{image} gpu/gpu.png", f":alt: {words}", "```"] if found else []
+        else:
+            lines = self.read(table) if table.exists() else ["*Nobody has measured it yet.*"]
+        self.content = StringList(lines, self.env.docname)
+        return self.parse_content_to_nodes()
+
+    def read(self, path: Path) -> Lines:
+        self.env.note_dependency(str(path))
+        table = pd.read_csv(path)
+        about = table.iloc[0][["machine", "date", "versions"]]
+        shown = table.drop(columns=about.index)
+        rows = shown.map(lambda v: f"{v:.3g}" if isinstance(v, float) else v).replace("nan", "—")
+        cells = [f"| {' | '.join(map(str, row))} |" for row in rows.itertuples(index=False)]
+        rule = "|---" * len(shown.columns) + "|"
+        return [f"*{', '.join(about)}.*", "", f"| {' | '.join(shown)} |", rule, *cells]
+
+
 class Statements(SphinxDirective):
     """`{statements} kind`: what the slides state and upstream does, from statements.csv; topics
     link to ours."""
@@ -215,5 +247,6 @@ class Statements(SphinxDirective):
 
 def setup(app: Sphinx) -> dict:
     app.add_directive("experiment", Experiment)
+    app.add_directive("card", Card)
     app.add_directive("statements", Statements)
     return {"parallel_read_safe": True, "parallel_write_safe": True}
