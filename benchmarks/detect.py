@@ -88,8 +88,9 @@ def networks_alone(detector: FaceDetector, frames: Sequence[np.ndarray]) -> Call
     @torch.inference_mode()
     def replay(chunk: list) -> None:
         several = cascade._idle.get()
-        for number, pictures in chunk:
-            several[number](pictures)
+        with exact_arithmetic():  # as the cascade's own
+            for number, pictures in chunk:
+                several[number](pictures)
         cascade._idle.put(several)
 
     def replay_all() -> None:

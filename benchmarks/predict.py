@@ -13,7 +13,7 @@ from facenet_pytorch import MTCNN
 from benchmarks.clips import make_clip
 from benchmarks.measure import alternate, compare
 from dfdc_lib.augment import valid_transforms
-from dfdc_lib.config import INFERENCE_THRESHOLDS, MARGINS, PredictConfig
+from dfdc_lib.config import INFERENCE_THRESHOLDS, MARGINS, PredictConfig, Procedure
 from dfdc_lib.faces import DETECT_AT_ONCE, shared_detector
 from dfdc_lib.geometry import cut_face, isotropic_resize, spread_indices
 from dfdc_lib.model import DeepfakeClassifier, save_checkpoint
@@ -82,7 +82,9 @@ def score_eagerly(clip: Path, model: DeepfakeClassifier, peer: MTCNN, batch: int
     return float(torch.cat(scores).mean())
 
 
-def measure_stages(encoder: str = "b7", clip: Path | None = None) -> pd.DataFrame:
+def measure_stages(
+    encoder: str = "b7", clip: Path | None = None, procedure: Procedure = "slides"
+) -> pd.DataFrame:
     """Seconds of each stage by itself, nothing overlapped, with the back ends of "auto"."""
     clip, clock = clip or make_clip(), []
 
@@ -95,21 +97,22 @@ def measure_stages(encoder: str = "b7", clip: Path | None = None) -> pd.DataFram
         models = load_models([path])
         tick()
         scorer = next(iter(models.values()))
-        cut = Cut.of(scorer.model.card, "slides")
+        cut = Cut.of(scorer.model.card, procedure)
         scorer.score(torch.zeros(8, 3, cut.size, cut.size))
         tick()
         frames = list(iterate_frames(clip, spread_indices(probe(clip).n_frames, 32)))
         tick()
         detector = shared_detector(INFERENCE_THRESHOLDS, 0)
-        detector.detect_resized([picture for _, picture in frames[:4]])  # warm
+        detector.detect_resized([picture for _, picture in frames[:4]], procedure)  # warm
         tick()
         crops = []
         for several in in_groups((picture for _, picture in frames), DETECT_AT_ONCE):
-            for picture, faces in zip(several, detector.detect_resized(several), strict=True):
+            found = detector.detect_resized(several, procedure)
+            for picture, faces in zip(several, found, strict=True):
                 crops += [{cut: cut_crop(picture, box, cut)} for box in faces.boxes]
         tick()
         for some in in_groups(crops, BATCH[scorer.model.fc.weight.device.type]):
-            score_crops(some, models, "slides")
+            score_crops(some, models, procedure)
         tick()
     names = ["load the checkpoint", "compile", "decode", "load the detector", "detect and cut"]
     return pd.DataFrame({"stage": [*names, "score"], "seconds": np.diff(clock)})

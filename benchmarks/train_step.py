@@ -59,12 +59,13 @@ class OurLoop(Trainer):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        self.given = make_batch(self.config)
+        pinned = self.device.type == "cuda"  # as a loader's batches are
+        self.given = [given.pin_memory() if pinned else given for given in make_batch(self.config)]
 
     def load_batches(self, rows: pd.DataFrame) -> Iterator[tuple[Tensor, Tensor, int]]:
         pictures, labels = self.given
-        pictures = pictures.to(self.device, memory_format=torch.channels_last)
-        yield pictures, labels.to(self.device), 0
+        goal = {"device": self.device, "non_blocking": True}
+        yield pictures.to(memory_format=torch.channels_last, **goal), labels.to(**goal), 0
 
     def take_step(self) -> None:
         self.fit(NO_ROWS, NO_ROWS, [], lambda *_: None)

@@ -46,6 +46,7 @@ if REPOSITORY:
     }
 html_copy_source = False
 html_show_sourcelink = False
+html_show_search_summary = False  # it fetches the pages found, which a browser refuses offline
 highlight_language = "none"  # of blocks that name no language: mostly commands
 html_domain_indices = False  # api.md lists the modules
 add_module_names = False  # add_margin, not dfdc_lib.geometry.add_margin

@@ -9,7 +9,7 @@ from benchmarks.gpu.setting import Setting
 def measure_detector(setting: Setting) -> Iterator[dict]:
     """The lines of `benchmarks.detect`, on the card."""
     frames = setting.read_frames()
-    yield from (name_columns(row) for row in detect.run(setting.few(3, 1), frames))
+    yield from (name_columns(row) for row in detect.run(setting.few(2, 1), frames))
 
 
 def name_columns(row: dict) -> dict:

@@ -1,6 +1,7 @@
 """The plan, part by part, most valuable first; a table for each, written as it grows."""
 
 import argparse
+import faulthandler
 import shutil
 import subprocess
 import sys
@@ -9,6 +10,7 @@ import time
 import traceback
 from collections.abc import Callable, Iterator
 from dataclasses import replace
+from functools import cache
 from pathlib import Path
 from typing import NamedTuple
 
@@ -41,13 +43,13 @@ CHECKS = (
     correctness.check_sync_batchnorm,
 )
 PLAN = (
-    Part("correctness", "are the card's answers the CPU's?", 0.17, CHECKS),
-    Part("training", "how many pictures a second?", 0.2, (training.measure_steps,)),
-    Part("loader", "how many processes feed it?", 0.06, (training.measure_loader,)),
-    Part("predict", "how many videos a second?", 0.2, (predict.measure_videos,)),
-    Part("stages", "what bounds a verdict?", 0.03, (predict.measure_stages,)),
-    Part("detector", "how many frames a second?", 0.04, (detector.measure_detector,)),
-    Part("encoders", "do all five train?", 0.3, (encoders.measure_runs,)),
+    Part("correctness", "are the card's answers the CPU's?", 0.18, CHECKS),
+    Part("training", "how many pictures a second?", 0.22, (training.measure_steps,)),
+    Part("loader", "how many processes feed it?", 0.05, (training.measure_loader,)),
+    Part("predict", "how many videos a second?", 0.22, (predict.measure_videos,)),
+    Part("stages", "what bounds a verdict?", 0.04, (predict.measure_stages,)),
+    Part("detector", "how many frames a second?", 0.05, (detector.measure_detector,)),
+    Part("encoders", "do all five train?", 0.24, (encoders.measure_runs,)),
 )
 
 
@@ -90,11 +92,12 @@ def write_table(path: Path, lines: list[dict]) -> None:
     pd.DataFrame(lines).assign(**about).to_csv(path, index=False, float_format="%.4g")
 
 
+@cache
 def driver() -> str:
-    """The driver's version, as nvidia-smi says it; "" without a card."""
-    if not torch.cuda.is_available():
-        return ""
+    """The driver's version, as nvidia-smi says it; "" where there is none."""
     command = ["nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"]
+    if not (torch.cuda.is_available() and shutil.which(command[0])):
+        return ""
     told = subprocess.run(command, capture_output=True, text=True).stdout.split()
     return f", driver {told[0]}" if told else ""
 
@@ -120,12 +123,16 @@ def main(arguments: list[str]) -> int:
         parser.error("there is no graphics card here: --rehearse runs every part on the CPU")
     if not (args.folder / "work").is_dir():
         parser.error(f"{args.folder} holds no crops: run `python -m benchmarks gpu-prepare` first")
+    print(*stamp(*PACKAGES).values(), driver(), sep=" · ")
     print(list_plan(args.minutes))
     out = args.out or (args.folder / "rehearsal" if args.rehearse else HERE)
     with tempfile.TemporaryDirectory() as scratch:
         shutil.copytree(args.folder / "work", Path(scratch) / "work")
         setting = Setting(args.folder, Path(scratch), args.rehearse, args.pretrained)
+        hung = 60 * args.minutes + 120  # then say where, and end
+        faulthandler.dump_traceback_later(hung, exit=True, file=sys.__stderr__)
         failed = run_plan(setting, args.minutes, out)
+        faulthandler.cancel_dump_traceback_later()
     draw(out, out / "gpu.png")
     checks = out / "correctness.csv"
     if checks.exists() and not (table := pd.read_csv(checks)).holds.all():

@@ -14,8 +14,6 @@ from dfdc_lib.dataset import CropReader, read_folds
 from dfdc_lib.model import DeepfakeClassifier
 from dfdc_lib.store import WorkFolder
 
-SIZES = ("b3", "b4", "b5", "b6", "b7")  # what the slides compare
-
 
 @dataclass(frozen=True)
 class Setting:
@@ -35,6 +33,11 @@ class Setting:
     def encoders(self) -> tuple[str, ...]:
         """The slides' encoders, the most wanted first; a rehearsal takes the smallest."""
         return ("tiny",) if self.rehearsal else ("b7", "b5", "b3", "b4", "b6")
+
+    @property
+    def smallest(self) -> str:
+        """The encoder for checks that any can make."""
+        return "tiny" if self.rehearsal else "b3"
 
     @property
     def precisions(self) -> tuple[MixedPrecision, ...]:

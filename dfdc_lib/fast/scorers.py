@@ -87,7 +87,7 @@ def make_scorer(
 
     def score_by_torch(crops: Tensor) -> Tensor:
         with torch.autocast(device.type, number, enabled=number != torch.float32):
-            return score(model, crops.to(memory_format=torch.channels_last))
+            return score(model, crops.to(device, memory_format=torch.channels_last))
 
     return score_by_torch
 
