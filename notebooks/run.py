@@ -32,6 +32,8 @@ from papermill.exceptions import PapermillExecutionError
 HERE = Path(__file__).resolve().parent
 ROOT = HERE.parent
 NEXT_STEPS = "see ./run_all.sh --help"
+# Papermill's cell with a run's parameters begins so on the site.
+GIVEN = "# What this run was given: it counts, and not the values above."
 
 
 class UsageError(Exception):
@@ -414,6 +416,9 @@ def build_site(report: Path) -> Path:
         if (report / "notebooks" / f".{executed.stem}.made-from").exists():
             text = executed.read_text()
             text = text.replace("](../docs/", "](../")  # they lie beside it there
+            text = text.replace(
+                '"# Parameters\\n"', f'"{GIVEN}\\n"'
+            )  # papermill's words
             (source / "notebooks" / executed.name).write_text(text)
     shutil.rmtree(report / "site", ignore_errors=True)
     command = [
@@ -439,7 +444,7 @@ def build_site(report: Path) -> Path:
     return report / "site" / "index.html"
 
 
-def summarise(outcomes: list[Outcome], site: Path | None) -> None:
+def summarise(outcomes: list[Outcome], site: Path | None, pages: Path) -> None:
     """The last lines: each notebook's time, what it left out, warnings, failures."""
     print("\nnotebook                        time")
     for outcome in outcomes:
@@ -451,8 +456,7 @@ def summarise(outcomes: list[Outcome], site: Path | None) -> None:
         print(f"{outcome.name:<30}  {state}")
         if outcome.left_out:
             print(f"    ends early: {outcome.left_out}")
-    if site:
-        print(f"\nsite: {site}")
+    print(f"\nsite: {site}" if site else f"\npages: {pages}")
     for outcome in outcomes:
         for line in outcome.warnings:
             print(f"WARNING on the page of {outcome.name}: {line}")
@@ -491,10 +495,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"run_all.sh: {error}", file=sys.stderr)
         return 2
     except SiteError as error:
-        summarise(outcomes, None)
+        summarise(outcomes, None, report / "notebooks")
         print(f"run_all.sh: {error}", file=sys.stderr)
         return 1
-    summarise(outcomes, site)
+    summarise(outcomes, site, report / "notebooks")
     return 1 if failed else 0
 
 

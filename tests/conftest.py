@@ -10,7 +10,9 @@ from itertools import count
 from pathlib import Path
 
 import av
+import pandas as pd
 import pytest
+from filelock import FileLock
 from hypothesis import HealthCheck, settings
 from playwright.sync_api import sync_playwright
 
@@ -84,6 +86,16 @@ def files_of(work: WorkFolder) -> dict[Path, bytes]:
     return {p.relative_to(work.root): p.read_bytes() for p in files}
 
 
+def edit(change):
+    """A damage of a file: what it does to the bytes."""
+    return lambda path: path.write_bytes(change(path.read_bytes()))
+
+
+def done_with(data, work: WorkFolder, config=EVERY_6, **amount) -> pd.DataFrame:
+    """Preprocess: (video_id, stage) → status, count, reason."""
+    return preprocess(data, work, config, **amount).status.set_index(["video_id", "stage"])
+
+
 def strike(work: WorkFolder, video_id: str, stage: str) -> None:
     """Let the next run do a stage of a video again."""
     append_lines(work, [Line(video_id, stage, "pending", 0, "", None)])
@@ -91,10 +103,11 @@ def strike(work: WorkFolder, video_id: str, stage: str) -> None:
 
 @pytest.fixture(scope="session")
 def small_sample(tmp_path_factory) -> Path:
-    """Two parts of two originals and four fakes, twelve frames each."""
-    return make_sample(
-        tmp_path_factory.mktemp("data") / "small", n_parts=2, originals_per_part=2, n_frames=12
-    )
+    """Two parts of two originals and four fakes, twelve frames each; made once for all workers."""
+    folder = tmp_path_factory.getbasetemp()
+    folder = folder.parent if "PYTEST_XDIST_WORKER" in os.environ else folder
+    with FileLock(folder / "small.lock"):
+        return make_sample(folder / "small", n_parts=2, originals_per_part=2, n_frames=12)
 
 
 @pytest.fixture(scope="session")
@@ -104,9 +117,9 @@ def originals(small_sample) -> list[Path]:
 
 
 @pytest.fixture(scope="session")
-def small_work(small_sample) -> WorkFolder:
+def small_work(small_sample, tmp_path_factory) -> WorkFolder:
     """The small sample, preprocessed at every 6th frame."""
-    work = WorkFolder(small_sample.parent / "work")
+    work = WorkFolder(tmp_path_factory.mktemp("small") / "work")
     preprocess(small_sample, work, EVERY_6)
     return work
 

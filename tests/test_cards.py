@@ -3,6 +3,7 @@
 import hashlib
 import json
 from dataclasses import asdict, replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -16,11 +17,18 @@ from hypothesis import strategies as st
 from dfdc_lib.config import DEMO_TRAINING, TrainConfig
 from dfdc_lib.dataset import read_crops, read_folds
 from dfdc_lib.metadata import read_metadata
-from dfdc_lib.metrics import log_loss
+from dfdc_lib.metrics import draw_groups, log_loss
 from dfdc_lib.ops import cards
 from dfdc_lib.store import WorkFolder, write_json
 
 SLIDES, TINY = TrainConfig(), replace(DEMO_TRAINING, encoder="tiny")
+
+
+@pytest.fixture(autouse=True)
+def _few_draws(monkeypatch):
+    """Intervals themselves are tested elsewhere."""
+    few = partial(draw_groups, n_draws=20, seed=0)
+    monkeypatch.setattr("dfdc_lib.metrics.draw_groups", lambda groups, *_: few(groups))
 
 
 def add_run(work: WorkFolder, name: str, config: TrainConfig, trained_on: str, wrong=0.0) -> Path:

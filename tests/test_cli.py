@@ -6,15 +6,17 @@ from pathlib import Path
 
 import pandas as pd
 import pytest
-import torch
 from PIL import Image
+from test_adopt import lay
+from test_predict import make_model
 
 from dfdc_lib import config
 from dfdc_lib.config import DEMO_TRAINING, PredictConfig, PreprocessConfig, TrainConfig
 from dfdc_lib.metadata import read_metadata
-from dfdc_lib.model import DeepfakeClassifier, save_checkpoint
+from dfdc_lib.model import save_checkpoint
 from dfdc_lib.ops.cli import main, name_pages, read_command
 from dfdc_lib.rehearsal import people
+from dfdc_lib.store import write_json
 
 CONFIGS = {"preprocess": PreprocessConfig, "train": TrainConfig, "predict": PredictConfig}
 
@@ -22,10 +24,7 @@ CONFIGS = {"preprocess": PreprocessConfig, "train": TrainConfig, "predict": Pred
 @pytest.fixture
 def predict(tmp_path):
     """predict(videos, *options): the exit code, by a network that has learned the sample."""
-    torch.manual_seed(0)
-    model = DeepfakeClassifier("tiny")
-    model.card = replace(model.card, trained_on="sample")
-    save_checkpoint(tmp_path / "tiny.pt", model)
+    save_checkpoint(tmp_path / "tiny.pt", make_model(trained_on="sample"))
     call = ["--checkpoint", str(tmp_path / "tiny.pt"), "--frames", "2"]
     return lambda *words: main(["predict", *map(str, words), *call])
 
@@ -67,18 +66,14 @@ OPTIONS = {  # by command and field: options, and the value that they mean
 }
 
 
-@pytest.mark.parametrize(
-    ("words", "start"),
-    [
-        ("", False),
-        ("--pretrained", True),
-        ("--preset demo", True),
-        ("--preset demo --encoder b7", False),
-        ("--preset demo --pretrained weights", Path("weights")),
-    ],
-)
-def test_training_starts_from_the_weights_that_were_asked_for(words, start):
-    assert read_command(f"train --work w --run r {words}".split()).choose_start() == start
+STARTS = {"": False, "--pretrained": True, "--preset demo": True}
+STARTS |= {"--preset demo --encoder b7": False, "--preset demo --pretrained w": Path("w")}
+
+
+@pytest.mark.parametrize("words", STARTS)
+def test_training_starts_from_the_weights_that_were_asked_for(words):
+    command = read_command(f"train --work w --run r {words}".split())
+    assert command.choose_start() == STARTS[words]
 
 
 @pytest.mark.parametrize(("command", "name"), OPTIONS)
@@ -174,10 +169,8 @@ def test_a_score_a_page_and_what_the_labels_say(small_sample, predict, tmp_path,
 
 
 def test_folders_are_adopted_from_the_command_line(tmp_path, capsys):
-    for name in ("real", "fake"):
-        (tmp_path / "plain" / name).mkdir(parents=True)
-        (tmp_path / "plain" / name / "a.mp4").touch()
-    assert main(["adopt", "folders", str(tmp_path / "plain"), str(tmp_path / "out")]) == 0
+    plain = lay(tmp_path / "plain", "real/a.mp4", "fake/a.mp4")
+    assert main(["adopt", "folders", str(plain), str(tmp_path / "out")]) == 0
     assert "2 videos are linked" in capsys.readouterr().out
 
 
@@ -206,3 +199,10 @@ def test_no_two_videos_share_a_page_and_a_disk_takes_its_name():
     assert len(set(pages.values())) == len(names)
     assert pages[Path("b.mp4")] == "b.mp4.html"
     assert all(len(page.encode()) < 200 and "/" not in page for page in pages.values())
+
+
+def test_a_page_is_replaced_only_by_the_same_videos(tmp_path):
+    same, other = tmp_path / "a" / "é.mp4", tmp_path / "b" / "é.mp4"
+    write_json(tmp_path / "é.mp4.json", {"video": {"path": str(same)}})
+    assert name_pages({same: "é.mp4"}, tmp_path) == {same: "é.mp4.html"}
+    assert name_pages({other: "é.mp4"}, tmp_path)[other] not in ("é.mp4.html", "")

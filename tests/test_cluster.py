@@ -9,12 +9,12 @@ from contextlib import ExitStack, contextmanager
 
 import pandas as pd
 import pytest
-import torch
 from conftest import EVERY_6, files_of
+from test_predict import make_model
 from waiting import wait_for
 
 from dfdc_lib.metadata import read_metadata
-from dfdc_lib.model import DeepfakeClassifier, save_checkpoint
+from dfdc_lib.model import save_checkpoint
 from dfdc_lib.ops.cli import main
 from dfdc_lib.ops.pipeline import preprocess
 
@@ -125,8 +125,7 @@ def test_one_worker_is_killed_one_hangs_one_comes_late(
 
 @pytest.mark.slow
 def test_predictions_of_a_cluster_are_those_of_one_machine(small_sample, tmp_path, cluster):
-    torch.manual_seed(0)
-    save_checkpoint(tmp_path / "tiny.pt", DeepfakeClassifier("tiny"))
+    save_checkpoint(tmp_path / "tiny.pt", make_model())
     videos = [str(small_sample / file) for file in read_metadata(small_sample).file[:3]]
     call = ["predict", *videos, "--checkpoint", str(tmp_path / "tiny.pt"), "--frames", "4"]
     cluster()

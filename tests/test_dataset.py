@@ -72,16 +72,6 @@ def read_pairs(work, rows, keep=False, self_blend=0.0) -> torch.Tensor:
     return torch.stack([data[i][0] for i in range(len(data))])
 
 
-def test_items_have_the_promised_shapes(small_work, rows):
-    data = d.CropDataset(rows, d.CropReader(small_work, 48, keep=True), valid_transforms(48))
-    for (picture, label), expected in zip(data, rows.label, strict=True):
-        assert picture.shape == (3, 48, 48)
-        assert label == expected
-    pairs = read_pairs(small_work, rows)
-    assert pairs.shape == (len(d.pair(rows)), 2, 3, 64, 64)
-    assert not torch.equal(pairs[:, 0], pairs[:, 1])
-
-
 @pytest.mark.parametrize("keep", [False, True])
 def test_landmarks_lie_on_the_face_of_their_crop(rows, small_work, keep):
     """The detector, run on the crop itself, finds them in the same places."""

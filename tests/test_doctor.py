@@ -1,7 +1,5 @@
 """The doctor of checkpoints: what it says of networks whose condition is known."""
 
-import hashlib
-from dataclasses import replace
 from unittest.mock import Mock
 
 import numpy as np
@@ -9,15 +7,15 @@ import pytest
 import timm
 import torch
 import torch.nn.functional as F
+from test_predict import make_model
+from test_weights import NAME, release
 from timm.models._efficientnet_blocks import SqueezeExcite
 from torch import nn
 
 from dfdc_lib.model import DeepfakeClassifier, save_checkpoint
 from dfdc_lib.ops import doctor
 from dfdc_lib.ops.cli import main
-from dfdc_lib.ops.weights import Released
-
-RELEASED_NAME = "final_111_DeepFakeClassifier_tf_efficientnet_b7_ns_0_36"
+from dfdc_lib.store import digest_file
 
 
 def pad_alike(layer, x):
@@ -58,9 +56,7 @@ def test_a_library_that_builds_another_network_is_found_out(encoder, mutation, m
 
 def make_network(trained_on="mine", formula=True) -> DeepfakeClassifier:
     """With weights from the formula it is sure of answers that mean nothing."""
-    torch.manual_seed(0)
-    model = DeepfakeClassifier("tiny").eval()
-    model.card = replace(model.card, trained_on=trained_on)
+    model = make_model(trained_on=trained_on)
     if formula:
         model.load_state_dict(doctor.formula_weights(model))
     return model
@@ -113,28 +109,18 @@ def test_an_untrained_network_is_called_so_and_one_of_other_data_is_not_blamed()
     assert (other.ok, "learned from other data" in other.advice) == (True, True)
 
 
-def release(path, monkeypatch) -> str:
-    """From now on, upstream has released these bytes."""
-    digest = hashlib.sha256(path.read_bytes()).hexdigest()
-    monkeypatch.setitem(doctor.RELEASED, RELEASED_NAME, Released(path.stat().st_size, digest))
-    return digest
-
-
-def test_a_file_is_known_by_its_bytes(tmp_path, monkeypatch):
+def test_a_file_is_known_by_its_bytes_and_what_does_not_load_is_told(tmp_path, monkeypatch):
     path = tmp_path / "renamed.pt"
     save_checkpoint(path, make_network())
-    digest = release(path, monkeypatch)
+    release(monkeypatch, path.read_bytes())
     loaded, _ = doctor.check_checkpoint(path)
     assert loaded.ok
-    assert f"sha256 {digest}, as upstream released {RELEASED_NAME}" in loaded.found
-
-
-def test_what_does_not_load_is_told_from_what_is_not_there(tmp_path, monkeypatch):
-    path = tmp_path / RELEASED_NAME
+    assert f"sha256 {digest_file(path)}, as upstream released {NAME}" in loaded.found
+    path = tmp_path / NAME
     (missing,) = doctor.check_checkpoint(path)
     torch.save({"state_dict": {"module.fc.weight": torch.zeros(1, 2560)}}, path)
     (altered,) = doctor.check_checkpoint(path)
-    release(path, monkeypatch)
+    release(monkeypatch, path.read_bytes())
     (genuine,) = doctor.check_checkpoint(path)
     for finding, found, advice in (
         (missing, "no such checkpoint", "take one from release 0.0.1"),
@@ -150,13 +136,13 @@ def test_the_libraries_and_the_files_of_a_folder_are_told(tmp_path, monkeypatch,
     known = doctor.Finding("the network", True, "")
     monkeypatch.setattr(doctor, "check_network", lambda encoder: known)
     (tmp_path / "weights").mkdir()
-    save_checkpoint(tmp_path / "weights" / RELEASED_NAME, make_network())
+    save_checkpoint(tmp_path / "weights" / NAME, make_network())
     (tmp_path / "notes.txt").touch()
     assert main(["doctor", "--checkpoint", str(tmp_path)]) == 1
     printed = capsys.readouterr().out
     assert "1 of 7 by name (`dfdc weights` downloads them)" in printed
     (bad,) = (line for line in printed.splitlines() if line.startswith("BAD"))
-    assert RELEASED_NAME in bad
+    assert NAME in bad
     assert printed.count("the network") == 2  # B3 and B7
 
 

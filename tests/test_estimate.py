@@ -23,10 +23,8 @@ def bytes_on_disk(work: WorkFolder) -> int:
     return sum(os.stat(path).st_blocks * 512 for path in artifacts(work))
 
 
-def test_an_estimate_from_all_videos_is_what_they_take(
-    small_sample, small_work, tmp_path, monkeypatch
-):
-    """Time is by a clock that ticks with each frame read; nothing is left behind."""
+def test_an_estimate_is_what_it_takes(small_sample, small_work, tmp_path, monkeypatch):
+    """From all videos. Time is by a clock that ticks with each frame read: each is read once."""
     ticks = []
 
     def read(*args):

@@ -1,5 +1,6 @@
 import subprocess
 import sys
+from dataclasses import replace
 
 import cv2
 import numpy as np
@@ -98,13 +99,14 @@ def test_no_two_faces_of_a_frame_share_a_number(frames):
 
 SHOTS = [shot for _, shot, _ in sample.plan(4, 16, 48, 0)]
 SHOTS = [shot for shot in SHOTS if len(shot.identities) == 2 or shot.leaves_frame]
+SHOTS = [replace(shot, n_frames=shot.n_frames // 2) for shot in SHOTS]  # all goes twice as fast
 
 
 @pytest.mark.parametrize("shot", SHOTS, ids=["two people", "leaves the frame", "two people cross"])
 def test_people_in_the_sample_keep_their_face_idx(detector, shot):
-    """Each number belongs to one person, and each person has one, at every 10th frame."""
+    """Each number belongs to one person, and each person has one, at every 5th frame."""
     filmed = list(sample.film(shot))
-    numbers = range(0, len(filmed), 10)
+    numbers = range(0, len(filmed), 5)
     found = detector.detect_resized([filmed[i][0] for i in numbers])
     owners: list[set] = [set() for _ in shot.identities]
     for frame_idx, faces, face_idx in zip(numbers, found, link(*found), strict=True):

@@ -32,9 +32,7 @@ def process_with_faults(faults, path, work, config, video_id, *rest):
     return process_video(path, work, config, video_id, *rest)
 
 
-def test_videos_that_take_their_process_along_cost_a_status_each(
-    small_sample, small_work, uncropped, monkeypatch
-):
+def test_lost_processes_cost_a_status_each(small_sample, small_work, uncropped, monkeypatch):
     """In one run, of three originals' fakes: one crashes, one hangs, one wants all memory."""
     fakes = read_metadata(small_sample).query("label == 1")
     victims = fakes.drop_duplicates("original_id").video_id[:3].tolist()
@@ -123,10 +121,8 @@ def test_of_two_workers_on_one_video_the_first_counts(small_sample, small_work, 
     assert files_of(work_copy) == files_of(small_work)
 
 
-def test_a_worker_of_a_run_that_is_over_changes_nothing(
-    small_sample, small_work, work_copy, monkeypatch
-):
-    """The next run sweeps the folder in which it writes."""
+def test_a_late_worker_changes_nothing(small_sample, small_work, work_copy, monkeypatch):
+    """Its run is over, and the next one sweeps the folder in which it writes."""
 
     def meet_the_next_run(picture, *rest, really=module.write_png):
         remove(work_copy.unfinished)
@@ -158,9 +154,7 @@ if __name__ == "__main__":
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
-def test_a_run_that_is_stopped_or_killed_leaves_no_worker_and_goes_on(
-    small_sample, small_work, uncropped, number
-):
+def test_a_stopped_run_leaves_no_worker_and_goes_on(small_sample, small_work, uncropped, number):
     """The workers hold the pipe: it ends when the last of them has."""
     script = uncropped.root.with_name("run.py")
     script.write_text(HALTING_RUN)

@@ -18,10 +18,9 @@ from pathlib import Path
 import av
 import cv2
 import numpy as np
-import pandas as pd
 import pytest
 import torch
-from conftest import files_of, write_intra_video
+from conftest import done_with, edit, files_of, write_intra_video
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from test_faults import without_rights
@@ -40,6 +39,7 @@ from dfdc_lib.store import DamagedFile, WorkFolder, read_mask, read_png, write_p
 from dfdc_lib.video import iterate_frames, open_container, probe
 
 N_FRAMES = 4
+EVERY_2 = PreprocessConfig(every=2)
 
 
 @pytest.fixture(autouse=True)
@@ -146,7 +146,7 @@ VIDEOS = {
     "ten_bit": (partial(write, pix_fmt=TEN_BITS), "ok"),
 }
 REAL = {"label": "REAL"}
-FAKE = {"label": "FAKE", "original": "good.mp4"}
+FAKE, OF_B = ({"label": "FAKE", "original": f"{name}.mp4"} for name in ("good", "b"))
 PART = "dfdc_train_part_0"
 
 
@@ -160,12 +160,6 @@ def make_data(data: Path, makers: dict) -> Path:
             entries[file] = entry
     put(entries)(data / PART / "metadata.json")
     return data
-
-
-def done_with(data: Path, work: WorkFolder) -> pd.DataFrame:
-    """Preprocess: (video_id, stage) → status, count, reason."""
-    done = preprocess(data, work, PreprocessConfig(every=2))
-    return done.status.set_index(["video_id", "stage"])
 
 
 def see(path, n_frames: int = N_FRAMES) -> p.Seen:
@@ -184,7 +178,7 @@ def snapshot(folder: Path) -> dict[Path, tuple]:
 def good_work(tmp_path_factory) -> WorkFolder:
     """The good family by itself, preprocessed; its data lie beside it."""
     root = tmp_path_factory.mktemp("good")
-    done_with(make_data(root / "data", {}), WorkFolder(root / "work"))
+    done_with(make_data(root / "data", {}), WorkFolder(root / "work"), EVERY_2)
     return WorkFolder(root / "work")
 
 
@@ -195,9 +189,9 @@ def run(tmp_path_factory):
     makers = {name: make for name, (make, _) in VIDEOS.items()}
     data, work = make_data(root / "data", makers), WorkFolder(root / "work")
     before = snapshot(data)
-    done = done_with(data, work)
+    done = done_with(data, work, EVERY_2)
     paths = [data / PART / f"{name}.mp4" for name in ["good", *VIDEOS]]
-    verdicts = p.predict_videos(paths, [make_model(0)], PredictConfig(frames=N_FRAMES))
+    verdicts = p.predict_videos(paths, [make_model()], PredictConfig(frames=N_FRAMES))
     yield work, done, {verdict.video.stem: verdict for verdict in verdicts}
     assert snapshot(data) == before
     assert set(root.iterdir()) == {data, work.root}
@@ -266,7 +260,7 @@ def test_a_file_that_vanishes_between_two_looks_is_missing(tmp_path, monkeypatch
     monkeypatch.setattr("dfdc_lib.preprocess.probe", look_and_lose)
     write(tmp_path / "x.mp4")
     assert see(tmp_path / "x.mp4").status == "missing_file"
-    done = done_with(make_data(tmp_path / "data", {}), WorkFolder(tmp_path / "work"))
+    done = done_with(make_data(tmp_path / "data", {}), WorkFolder(tmp_path / "work"), EVERY_2)
     expected = {("good", "detect"): "missing_file", ("good_fake", "crop"): "missing_original"}
     assert done.status.to_dict() == expected
 
@@ -287,10 +281,8 @@ def complete(path: Path) -> None:
         (2, complete, "short", range(3, 8)),
     ],
 )
-def test_a_file_that_changes_while_it_is_read_gives_what_was_there(
-    tmp_path, monkeypatch, part, act, status, n_frames
-):
-    """part: 2, it was half as long before."""
+def test_a_changing_file_gives_what_was_there(tmp_path, monkeypatch, part, act, status, n_frames):
+    """It changes while it is read. part: 2, it was half as long before."""
 
     def read_and_act(*video):
         for number, frame in enumerate(iterate_frames(*video)):
@@ -336,7 +328,7 @@ def test_what_may_not_be_read_is_a_status_and_the_others_are_read(good_work):
         for path in (data / PART / "shut.mp4", data / PART / "shut_fake.mp4", locked):
             path.chmod(0)
         with without_rights():
-            done = done_with(data, WorkFolder(root / "work"))
+            done = done_with(data, WorkFolder(root / "work"), EVERY_2)
             seen = [see(data / PART / name) for name in ("shut.mp4", "shut_in.mp4")]
         (data / PART / "metadata.json").chmod(0)
         message = r"metadata.json can't be read \(Permission denied\)"
@@ -371,10 +363,7 @@ METADATA = {
     "a list": (["a.mp4"], "one object"),
     "a deep label": (f'{{"a.mp4": {{"label": {DEEP}}}}}'.encode(), "REAL or FAKE"),
     "a fake of itself": ({"good.mp4": FAKE}, "good.mp4 is listed as a fake of itself"),
-    "a fake of a fake": (
-        {"a.mp4": FAKE, "good.mp4": FAKE | {"original": "b.mp4"}},
-        "'good', is listed as a fake",
-    ),
+    "a fake of a fake": ({"a.mp4": FAKE, "good.mp4": OF_B}, "'good', is listed as a fake"),
     "the same name twice": (b'{"a.mp4": {}, "a.mp4": {}}', "'a.mp4' is listed twice"),
     "two endings": ({"a.mp4": REAL, "a.mov": REAL}, "'a' is listed twice"),
 }
@@ -439,10 +428,6 @@ def test_damaged_records_are_named(work, data):
         path.write_bytes(data)
         with pytest.raises(DamagedFile, match=re.escape(str(path))):
             read()
-
-
-def edit(change):
-    return lambda path: path.write_bytes(change(path.read_bytes()))
 
 
 def claim_size(width, height):
@@ -560,7 +545,7 @@ CHECKPOINTS |= {f"a card with {told}": (changed("card", told), NO_CARD) for told
 def stored(tmp_path_factory) -> dict:
     """What a good checkpoint holds."""
     path = tmp_path_factory.mktemp("models") / "m.pt"
-    save_checkpoint(path, make_model(0))
+    save_checkpoint(path, make_model())
     return torch.load(path, weights_only=True)
 
 

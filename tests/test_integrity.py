@@ -3,7 +3,7 @@
 import numpy as np
 import pandas as pd
 import pytest
-from conftest import EVERY_6, files_of
+from conftest import EVERY_6, edit, files_of
 
 from dfdc_lib.metadata import read_metadata
 from dfdc_lib.ops import integrity
@@ -32,11 +32,6 @@ def test_a_healthy_folder_is_one_good_line_and_is_not_touched(small_sample, smal
 
 def write_picture(path):
     write_png(path, np.zeros((9, 9), np.uint8))
-
-
-def edit(change):
-    """A damage of a file's bytes."""
-    return lambda path: path.write_bytes(change(path.read_bytes()))
 
 
 def edit_rows(change):

@@ -6,6 +6,7 @@ import pytest
 
 from dfdc_lib.config import MARGINS
 from dfdc_lib.dataset import pair, read_folds
+from dfdc_lib.ops.pipeline import preprocess
 from dfdc_lib.progress import NotEnough
 from dfdc_lib.store import WorkFolder, read_png
 from experiments import margins
@@ -49,7 +50,10 @@ def test_crops_of_a_margin_are_cut_with_what_training_reads(tmp_path):
 
 
 def test_a_whole_face_is_gathered_with_its_place_in_its_picture(small_sample, tmp_path):
-    faces = margins.gather_faces(small_sample, WorkFolder(tmp_path / "wide"), 1)
+    work = WorkFolder(tmp_path / "wide")
+    stages = ("detect", "crop", "folds")
+    preprocess(small_sample, work, margins.WIDE, originals=1, stages=stages)  # without processes
+    faces = margins.gather_faces(small_sample, work, 1)
     assert faces
     for face in faces:
         low, high = face.box[:2], face.box[2:]

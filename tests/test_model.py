@@ -86,9 +86,12 @@ def test_a_mismatch_names_the_keys(upstream_b7, tmp_path):
 
 @pytest.mark.parametrize("shape", [(1, 7), (2, 2560), (2560,)])
 def test_a_strangers_weights_are_not_upstreams(tmp_path, shape):
-    torch.save({"state_dict": {"fc.weight": torch.zeros(shape)}}, tmp_path / "strange")
-    with pytest.raises(ValueError, match="no fc.weight of B3 to B7"):
-        load_checkpoint(tmp_path / "strange")
+    weights = {"fc.weight": torch.zeros(shape)}
+    torch.save({"state_dict": weights}, tmp_path / "strange")
+    save_file(weights, tmp_path / "strange.safetensors")
+    for name in ("strange", "strange.safetensors"):
+        with pytest.raises(ValueError, match="no fc.weight of B3 to B7"):
+            load_checkpoint(tmp_path / name)
 
 
 @pytest.mark.parametrize("prefix", ["", "module.", "_orig_mod.", "module._orig_mod."])
@@ -108,12 +111,10 @@ def test_our_own_checkpoints_load_from_either_form_and_under_any_wrapper(tmp_pat
     assert torch.equal(loaded(crops), model(crops))
 
 
-def test_safetensors_without_a_card_or_damaged_are_told(tmp_path):
-    save_file({"fc.weight": torch.zeros(1, 7)}, tmp_path / "strange.safetensors")
+def test_damaged_safetensors_are_told(tmp_path):
     (tmp_path / "cut.safetensors").write_bytes(b"123")
-    for name, why in (("strange", "no fc.weight of B3 to B7"), ("cut", "can't|no checkpoint")):
-        with pytest.raises(ValueError, match=why):
-            load_checkpoint(tmp_path / f"{name}.safetensors")
+    with pytest.raises(ValueError, match="can't|no checkpoint"):
+        load_checkpoint(tmp_path / "cut.safetensors")
 
 
 ANY_OF_TIMM = "mobilenetv3_small_050"
@@ -178,9 +179,7 @@ def test_a_lite_packages_weights_must_fit_the_encoder(monkeypatch):
     swapped = {name: weights[name] for name in (stem, shift, scale, *rest)}  # of one shape
     for wrong in (swapped, weights | {stem: torch.zeros(7)}, weights | {"more": torch.zeros(1)}):
         monkeypatch.setattr("dfdc_lib.model.read_weights", lambda path, wrong=wrong: wrong)
-        with pytest.raises(
-            ValueError, match=r"efficientnet-lite0-.*\.pth does not fit its model: "
-        ):
+        with pytest.raises(ValueError, match=r"lite0-.*\.pth does not fit its model: "):
             create_encoder("lite0", True)
 
 

@@ -2,17 +2,16 @@
 
 import os
 import shutil
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import pytest
 import torch
+from test_predict import make_model
 
 from dfdc_lib.config import Margin
 from dfdc_lib.metadata import read_metadata
-from dfdc_lib.model import DeepfakeClassifier
 from dfdc_lib.ops.pages import explain, explain_suspects, pick_suspects, write_page
 from dfdc_lib.predict import Scorer, Verdict, load_models
 from dfdc_lib.rehearsal.sample import credit
@@ -24,9 +23,7 @@ def video(small_sample) -> Path:
 
 
 def make_scorer(trained_on: str = "mine", margin: float = 0.2) -> Scorer:
-    torch.manual_seed(0)
-    model = DeepfakeClassifier("tiny")
-    model.card = replace(model.card, trained_on=trained_on, margin=Margin(margin))
+    model = make_model(trained_on=trained_on, margin=Margin(margin))
     return load_models([model])["model 0"]
 
 

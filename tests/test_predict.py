@@ -8,7 +8,7 @@ import pandas as pd
 import pytest
 import torch
 from conftest import ROOT
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from dfdc_lib import predict as p
@@ -16,15 +16,18 @@ from dfdc_lib.aggregate import confident_strategy
 from dfdc_lib.augment import valid_transforms
 from dfdc_lib.config import Margin, PredictConfig
 from dfdc_lib.geometry import spread_indices
-from dfdc_lib.model import DeepfakeClassifier, ModelCard, save_checkpoint, score
+from dfdc_lib.model import DeepfakeClassifier, save_checkpoint, score
 from dfdc_lib.rehearsal.film import write_video
 from dfdc_lib.rehearsal.people import portrait
 from dfdc_lib.video import iterate_frames, probe, run_ahead
 
 
-def make_model(seed: int) -> DeepfakeClassifier:
+def make_model(seed: int = 0, **about) -> DeepfakeClassifier:
+    """A small network of random weights; about: what its card says."""
     torch.manual_seed(seed)
-    return DeepfakeClassifier("tiny").eval()
+    model = DeepfakeClassifier("tiny").eval()
+    model.card = replace(model.card, **about)
+    return model
 
 
 @pytest.fixture(scope="module")
@@ -48,9 +51,7 @@ def test_a_verdict_by_hand(originals, models):
     assert verdict.p_fake == pytest.approx(confident_strategy(verdict.faces.p_fake))
 
 
-def test_checkpoints_can_be_given_as_paths_and_wrong_calls_name_the_choices(
-    originals, models, tmp_path
-):
+def test_checkpoints_may_be_paths_and_wrong_calls_name_the_choices(originals, models, tmp_path):
     video, path = originals[0], tmp_path / "m.pt"
     save_checkpoint(path, models[0])
     from_path = p.predict_video(video, [path], n_frames=2)
@@ -119,10 +120,10 @@ def test_a_detector_that_fails_on_a_frame_costs_that_frame_alone(zoo, models, mo
 def make_seen(n_faces: int, cuts, seed: int) -> p.Seen:
     """A video of random crops, one a frame."""
     rng, shape = np.random.default_rng(seed), {cut: (cut.size, 9, 3) for cut in cuts}
-    crops = [
-        {cut: rng.integers(0, 256, shape[cut], np.uint8) for cut in cuts} for _ in range(n_faces)
-    ]
-    rows = [(frame, 0.0, 0, 0.0, 0.0, 9.0, 9.0, 1.0) for frame in range(n_faces)]
+    crops, rows = [], []
+    for frame in range(n_faces):
+        crops.append({cut: rng.integers(0, 256, shape[cut], np.uint8) for cut in cuts})
+        rows.append((frame, 0.0, 0, 0.0, 0.0, 9.0, 9.0, 1.0))
     return p.Seen("ok", "", 5, pd.DataFrame(rows, columns=p.FACE_COLUMNS), tuple(crops))
 
 
@@ -131,8 +132,7 @@ def scorers() -> tuple[dict[str, p.Scorer], list[int]]:
     """Two stand-ins that want other crops, and the sizes of the batches that they are given."""
     result, batches = {}, []
     for size in (16, 24):
-        model = make_model(0)
-        model.card = ModelCard("tiny", size)
+        model = make_model(size=size)
 
         def mean_of(crops, size=size):
             assert crops.shape[1:] == (3, size, size)
@@ -143,6 +143,7 @@ def scorers() -> tuple[dict[str, p.Scorer], list[int]]:
     return result, batches
 
 
+@settings(max_examples=40)
 @given(counts=st.lists(st.integers(0, 5), max_size=6), batch=st.integers(1, 7))
 def test_batches_span_videos_and_each_gets_the_scores_that_it_gets_alone(scorers, counts, batch):
     models, batches = scorers

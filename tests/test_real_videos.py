@@ -2,9 +2,9 @@
 
 import pandas as pd
 import pytest
-import torch
+from test_predict import make_model
 
-from dfdc_lib.model import DeepfakeClassifier, save_checkpoint
+from dfdc_lib.model import save_checkpoint
 from dfdc_lib.ops.cli import main
 from dfdc_lib.ops.pipeline import preprocess
 from dfdc_lib.store import WorkFolder
@@ -13,8 +13,7 @@ pytestmark = pytest.mark.slow
 
 
 def test_each_real_clip_is_scored_with_a_face_in_every_frame(real_videos, tmp_path):
-    torch.manual_seed(0)
-    save_checkpoint(tmp_path / "m.pt", DeepfakeClassifier("tiny"))
+    save_checkpoint(tmp_path / "m.pt", make_model())
     call = ["predict", str(real_videos), "--checkpoint", str(tmp_path / "m.pt")]
     assert main([*call, "--out", str(tmp_path / "submission.csv")]) == 0
     faces = pd.read_parquet(tmp_path / "predictions.parquet")
@@ -24,9 +23,7 @@ def test_each_real_clip_is_scored_with_a_face_in_every_frame(real_videos, tmp_pa
     assert scores.between(0, 1).all()
 
 
-def test_the_original_has_a_face_on_each_frame_and_the_fake_without_it_a_status(
-    real_videos, tmp_path
-):
+def test_the_original_has_a_face_on_each_frame_and_the_fake_a_status(real_videos, tmp_path):
     work = WorkFolder(tmp_path / "work")
     status = preprocess(real_videos, work).status.set_index("video_id").status
     frames = work.read_boxes("lynaeydofd")["frames"]

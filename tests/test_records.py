@@ -1,17 +1,18 @@
 """The record beside a page: the same call says equal, and whatever has changed is told."""
 
 import json
+import re
 import shutil
 from importlib.metadata import version
 from pathlib import Path
 
 import pandas as pd
 import pytest
-import torch
+from test_predict import make_model
 
 from dfdc_lib.config import PredictConfig
 from dfdc_lib.metadata import read_metadata
-from dfdc_lib.model import DeepfakeClassifier, save_checkpoint
+from dfdc_lib.model import save_checkpoint
 from dfdc_lib.ops.cli import main
 from dfdc_lib.ops.pages import write_page
 from dfdc_lib.predict import load_models, predict_videos
@@ -25,8 +26,7 @@ def place(small_sample, tmp_path_factory) -> Path:
     """A folder with a video, a checkpoint, and the page and record of its verdict."""
     folder = tmp_path_factory.mktemp("place")
     shutil.copy(small_sample / read_metadata(small_sample).file[0], folder / "clip.mp4")
-    torch.manual_seed(0)
-    save_checkpoint(folder / "m.pt", DeepfakeClassifier("tiny"))
+    save_checkpoint(folder / "m.pt", make_model())
     models = load_models([folder / "m.pt"])
     verdict = next(predict_videos([folder / "clip.mp4"], models, CONFIG))
     write_page(verdict, models, folder / "page.html", CONFIG)
@@ -52,16 +52,9 @@ def test_a_record_holds_what_the_page_says(place):
     assert record["checkpoints"][0]["numbers"] == "torch, float32"
     assert record["settings"]["frames"] == 3
     assert record["verdict"]["n_faces"] == len(record["faces"]) >= 3
-    for words in (
-        record["video"]["sha256"],
-        record["checkpoints"][0]["sha256"],
-        f"p_fake {record['verdict']['p_fake']:.3f}",
-        f"torch {version('torch')}",
-        "frames 3",
-        "dfdc verify page.json",
-        "Trust it less",
-        "arxiv.org",
-    ):
+    digests = record["video"]["sha256"], record["checkpoints"][0]["sha256"]
+    numbers = f"p_fake {record['verdict']['p_fake']:.3f}", f"torch {version('torch')}", "frames 3"
+    for words in (*digests, *numbers, "dfdc verify page.json", "Trust it less", "arxiv.org"):
         assert words in page
 
 
@@ -78,9 +71,8 @@ def change_video(folder: Path) -> None:
 
 
 def change_model(folder: Path) -> None:
-    torch.manual_seed(1)
-    model = DeepfakeClassifier("tiny")
-    torch.nn.init.constant_(model.fc.bias, 3)
+    model = make_model(1)
+    model.fc.bias.data += 3
     save_checkpoint(folder / "m.pt", model)
 
 
@@ -111,11 +103,7 @@ def test_what_has_changed_is_told_and_nothing_else(name, moved, capsys):
     change(moved)
     code, said = verify(moved, capsys)
     assert code == 1
-    bad = [
-        line.removeprefix("BAD ").split(": ")[0]
-        for line in said.splitlines()
-        if line.startswith("BAD")
-    ]
+    bad = re.findall(r"^BAD (.*?): ", said, re.MULTILINE)
     assert [Path(words).name for words in bad if "person" not in words] == wrong
     assert any("person" in words for words in bad) == (name in ("the network", "no people"))
     assert said.endswith("not equal: BAD says what differs\n")
@@ -129,15 +117,12 @@ def test_what_is_no_record_is_one_line(text, moved, capsys):
     assert "page.json" in said
 
 
-def test_a_missing_video_names_the_option(moved, capsys):
-    code, said = verify(moved, capsys, "--video", moved / "gone.mp4")
-    assert code == 2
-    assert "--video says where it is now" in said
-
-
-def test_another_number_of_checkpoints_is_told(moved, capsys):
-    assert verify(moved, capsys, moved / "m.pt")[0] == 2
-    assert "1 checkpoints gave" in verify(moved, capsys, moved / "other.pt")[1]
+def test_a_missing_video_and_another_number_of_checkpoints_are_told(moved, capsys):
+    missing, twice = ("--video", moved / "gone.mp4"), (moved / "m.pt",)
+    for more, told in ((missing, "--video says where"), (twice, "1 checkpoints gave")):
+        code, said = verify(moved, capsys, *more)
+        assert code == 2
+        assert told in said
 
 
 def test_a_verdict_without_a_score_has_a_record_too(place, tmp_path):

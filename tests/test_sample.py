@@ -63,8 +63,7 @@ def test_layout_is_the_data_sets_own(small_sample):
         shot = recipes[row.video_id]["shot"]
         with av.open(str(small_sample / row.file)) as container:
             stream = container.streams.video[0]
-            name = {"h264": "h264", "hevc": "hevc", "vp9": "vp9", "libvpx-vp9": "vp9"}
-            assert name[stream.codec_context.name] == shot["codec"]
+            assert stream.codec_context.name.removeprefix("libvpx-") == shot["codec"]
             assert stream.average_rate == shot["fps"]
 
 
@@ -111,9 +110,7 @@ def test_the_camera_compresses_what_it_sees():
     shot = Shot(3, ("hopper",), 128, 128, 3, crf=23, camera_crf=30)
     raw, recorded = (np.stack([frame for frame, _ in f(shot)]) for f in (perform, film))
     assert 0 < np.abs(raw.astype(int) - recorded).mean() < 10
-    assert all(
-        np.array_equal(*pair) for pair in zip(recorded, (f for f, _ in film(shot)), strict=True)
-    )
+    assert np.array_equal(recorded, [frame for frame, _ in film(shot)])
 
 
 @pytest.mark.parametrize("codec", CODECS)
@@ -156,21 +153,17 @@ def test_a_moving_camera_blurs_along_its_way_and_nothing_else():
 @pytest.mark.parametrize("scale", [0.3, 0.6, 1.0])
 def test_a_portrait_is_drawn_where_its_map_says(scale):
     y, x = np.mgrid[:200, :200]
-    ramp, canvas = (
-        np.stack([x, y, x], axis=2).astype(np.float32),
-        np.zeros((240, 240, 3), np.float32),
-    )
-    draw_portrait(canvas, ramp, np.array([[scale, 0, 7.0], [0, scale, 5.0]]))
+    ramp, canvas = np.stack([x, y, x], axis=2), np.zeros((240, 240, 3), np.float32)
+    draw_portrait(canvas, ramp.astype(np.float32), np.array([[scale, 0, 7.0], [0, scale, 5.0]]))
     column, row = np.round(np.array((100, 90)) * scale + (7, 5)).astype(int)
-    assert canvas[row, column, :2] == pytest.approx(
-        ((column - 7) / scale, (row - 5) / scale), abs=0.2
-    )
+    expected = (column - 7) / scale, (row - 5) / scale
+    assert canvas[row, column, :2] == pytest.approx(expected, abs=0.2)
 
 
 @pytest.mark.parametrize("method", sample.METHODS)
-def test_only_the_face_is_falsified(method):
-    shot = Shot(3, ("collins-hopper", "hopper"), 320, 240, 2, crf=23)
-    filmed = list(film(shot))
+def test_only_the_face_is_falsified_and_a_crude_fake_is_softer_than_a_careful_one(method):
+    shot = Shot(3, ("hopper", "collins-hopper"), 320, 240, 2, crf=23)
+    filmed, grains = list(film(shot)), []
     for strength in (0, 1):
         made = list(sample.falsify(shot, filmed, sample.Fake(5, method, strength, 23)))
         for (frame, people), (fake, mask) in zip(filmed, made, strict=True):
@@ -179,14 +172,5 @@ def test_only_the_face_is_falsified(method):
             size = eyes_to_mouth(people[0])
             assert np.hypot(*(people[0].mean(axis=0) - (x.mean(), y.mean()))) < size
         assert np.abs(frame[mask > 0].astype(int) - fake[mask > 0]).mean() > 0.5
-
-
-@pytest.mark.parametrize("method", sample.METHODS)
-def test_a_crude_fake_is_softer_than_a_careful_one(method):
-    shot = Shot(3, ("hopper",), 320, 240, 1, crf=23)
-    filmed = list(film(shot))
-    grains = []
-    for strength in (0, 1):
-        ((fake, mask),) = sample.falsify(shot, filmed, sample.Fake(5, method, strength, 23))
         grains.append(np.abs(high_pass(fake)[mask > 128]).mean())
     assert grains[1] < 0.8 * grains[0]

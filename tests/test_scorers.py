@@ -111,9 +111,7 @@ compile_network(torch.nn.Conv2d(3, 1, 3), torch.zeros(1, 3, 8, 8), (-1, 3, 8, 8)
         ("fp32", "cpu", True, True, torch.float32),
     ],
 )
-def test_numbers_are_those_that_the_machine_computes_in(
-    monkeypatch, wanted, device, large, bf16, number
-):
+def test_numbers_are_the_machines(monkeypatch, wanted, device, large, bf16, number):
     def emulated_too(including_emulation=True):
         return bf16 or including_emulation
 

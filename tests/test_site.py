@@ -178,11 +178,11 @@ def test_the_reference_shows_signatures_docstrings_and_comments(site, pages):
     assert "spread evenly over the video" in pages[site / "api" / "config.html"].text
 
 
-def test_every_page_fits_a_phone_and_loads_all_it_needs(pages, browser):
+def test_every_page_fits_a_phone_and_loads_all_it_needs(site, pages, browser):
     """No error, nothing missing, nothing from outside, nothing wider than 360 pixels; at a desk, no
-    code that one must scroll sideways."""
-    sideways = "[...document.querySelectorAll('pre')]"
-    sideways += ".filter(code => code.scrollWidth > code.clientWidth + 1).length"
+    code and no table of a page's own that one must scroll sideways. In the dark, one can search."""
+    sideways = "[...document.querySelectorAll('pre, table.table')]"
+    sideways += ".filter(wide => wide.scrollWidth > wide.clientWidth + 1).length"
     wrong, blank = [], "[...document.images].filter(i => i.complete && !i.naturalWidth)"
 
     def note_message(message):
@@ -197,10 +197,16 @@ def test_every_page_fits_a_phone_and_loads_all_it_needs(pages, browser):
     for path in pages:
         tab.set_viewport_size({"width": 1280, "height": 740})
         tab.goto(path.as_uri())
-        wrong += [(path.name, "code is too wide")] if tab.evaluate(sideways) else []
+        wrong += [(path.name, "code or a table is too wide")] if tab.evaluate(sideways) else []
         tab.set_viewport_size({"width": 360, "height": 740})
         width = tab.evaluate("document.documentElement.scrollWidth")
         sources = tab.evaluate(f"{blank}.map(i => i.src)")
         wrong += [(path.name, f"{width} pixels wide")] if width > 360 else []
         wrong += [(path.name, source) for source in sources]
+    tab.emulate_media(color_scheme="dark")
+    tab.goto((site / "search.html").as_uri() + "?q=margin")
+    found = tab.locator("#search-results li a", has_text="Does a big margin help?")
+    found.first.wait_for()
+    paper = tab.evaluate("getComputedStyle(document.body).backgroundColor")
+    assert max(map(int, re.findall(r"\d+", paper)[:3])) < 60
     assert not wrong

@@ -6,25 +6,25 @@ from pathlib import Path
 
 import pandas as pd
 import pytest
-import torch
+from test_predict import make_model
 
 from dfdc_lib import predict
 from dfdc_lib.config import PredictConfig
 from dfdc_lib.metadata import read_metadata
-from dfdc_lib.model import DeepfakeClassifier, save_checkpoint
+from dfdc_lib.model import save_checkpoint
 from dfdc_lib.ops import submission
 from dfdc_lib.predict import Verdict, load_models
 from dfdc_lib.store import DamagedFile
 
 TWO_FRAMES = PredictConfig(frames=2)
+RESULTS = ["s.csv", "status.csv", "predictions.parquet", "s.settings.json"]
 cut_video = predict.cut_video
 
 
 @pytest.fixture(scope="module")
 def models(tmp_path_factory):
-    torch.manual_seed(0)
     path = tmp_path_factory.mktemp("checkpoint") / "tiny.pt"
-    save_checkpoint(path, DeepfakeClassifier("tiny"))
+    save_checkpoint(path, make_model())
     return load_models([path])
 
 
@@ -69,7 +69,7 @@ def test_a_stopped_call_goes_on_and_ends_as_if_undisturbed(videos, models, tmp_p
     cut.clear()
     finish(videos, models, out)
     assert cut == videos[2:]
-    for name in ("s.csv", "status.csv", "predictions.parquet", "s.settings.json"):
+    for name in RESULTS:
         assert (out.parent / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()
     assert not submission.journal_of(out).exists()
 
@@ -79,7 +79,7 @@ def test_a_call_of_other_settings_is_refused_with_what_has_changed(videos, model
     begin(videos, models, out)
     with pytest.raises(ValueError, match=r"other settings \(config\)"):
         begin(videos, models, out, config=PredictConfig(frames=3))
-    save_checkpoint(path, DeepfakeClassifier("tiny"))
+    save_checkpoint(path, make_model(1))
     with pytest.raises(ValueError, match=r"other settings \(checkpoints\)"):
         begin(videos, load_models([path]), out)
     submission.journal_of(out).write_text("{\n")
@@ -128,7 +128,7 @@ def test_the_submission_lists_scored_videos_and_the_status_all(tmp_path, videos,
     assert pd.read_csv(out).set_index("filename").label["text.mp4"] == 0.25
 
 
-@pytest.mark.parametrize("name", ["s.csv", "status.csv", "predictions.parquet", "s.settings.json"])
+@pytest.mark.parametrize("name", RESULTS)
 def test_results_never_take_the_place_of_other_files(name, tmp_path):
     submission.check_results(tmp_path / "s.csv")
     (tmp_path / name).write_text("filename,label\n")
@@ -137,8 +137,7 @@ def test_results_never_take_the_place_of_other_files(name, tmp_path):
     submission.journal_of(tmp_path / "s.csv").touch()  # of a call that was stopped as it wrote
     submission.check_results(tmp_path / "s.csv")
     submission.journal_of(tmp_path / "s.csv").unlink()
-    names = ("s.csv", "status.csv", "predictions.parquet", "s.settings.json")
-    for each in names:  # as an earlier call left them
+    for each in RESULTS:  # as an earlier call left them
         (tmp_path / each).touch()
     submission.check_results(tmp_path / "s.csv")
     with pytest.raises(ValueError, match="name of another result"):

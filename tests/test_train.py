@@ -150,9 +150,8 @@ def test_processes_that_would_overwrite_each_other_are_refused(small_work, monke
 
 def test_a_broken_picture_is_counted_and_left_out_and_a_missing_one_is_an_error(work_copy):
     rows = read_folds(work_copy)
-    crops = [
-        work_copy.crops(r.video_id) / face_file(r.frame_idx, r.face_idx) for r in rows.itertuples()
-    ]
+    faces = rows[["video_id", "frame_idx", "face_idx"]].itertuples(index=False)
+    crops = [work_copy.crops(video_id) / face_file(*face) for video_id, *face in faces]
     model, reader = DeepfakeClassifier("tiny"), CropReader(work_copy, 112)
     whole = score_held_out(model, rows, reader)
     for crop in crops[::4]:

@@ -35,11 +35,6 @@ def test_methods_are_left_out_of_training_alone(small_sample, work_copy):
     assert without[key].equals(rows[~lost][key].reset_index(drop=True))
 
 
-def test_recipes_are_judged_on_methods_that_they_have_not_seen():
-    judged = {method: methods for methods in transfer.UNSEEN_METHODS for method in methods}
-    assert set(judged) == set(sample.METHODS)
-
-
 def test_what_chose_the_recipe_is_never_scored(small_sample, tmp_path, monkeypatch):
     """Not even under another name."""
     first, second = tmp_path / "sample", tmp_path / "second"

@@ -9,12 +9,12 @@ from pathlib import Path
 
 import papermill
 import pytest
-import torch
 from conftest import ROOT
 from playwright.sync_api import Page
+from test_predict import make_model
 from waiting import wait_for
 
-from dfdc_lib.model import DeepfakeClassifier, save_checkpoint
+from dfdc_lib.model import save_checkpoint
 from dfdc_lib.store import WorkFolder
 
 pytestmark = pytest.mark.slow
@@ -24,11 +24,10 @@ pytestmark = pytest.mark.slow
 def course(small_sample, small_work, tmp_path_factory) -> Path:
     """A folder with notebooks 09 and 15, set to the small sample and an untrained checkpoint."""
     folder = tmp_path_factory.mktemp("course")
-    torch.manual_seed(0)
     work = WorkFolder(Path(shutil.copytree(small_work.root, folder / "work")))
     checkpoint = work.run("widgets") / "last.pt"
     checkpoint.parent.mkdir(parents=True)
-    save_checkpoint(checkpoint, DeepfakeClassifier("tiny"))
+    save_checkpoint(checkpoint, make_model())
     (folder / "notebooks").mkdir()
     shutil.copytree(ROOT / "experiments", folder / "experiments")
     common = {"DATA": str(small_sample), "WORK": str(work.root), "INTERACTIVE": True}

@@ -5,10 +5,12 @@ beside them are the help.
 """
 
 import io
+import json
 import os
 import re
 import signal
 import sys
+import zlib
 from collections.abc import Callable, Sequence
 from contextlib import redirect_stderr
 from dataclasses import dataclass, field
@@ -62,6 +64,7 @@ class Sample:
 class Adopt:
     """Lay out another data set like DFDC's: links and metadata.json; nothing is copied."""
 
+    # ffpp, dfd, celebdf, dfdcp, dfdc-test, or folders called real and fake
     layout: Positional[Literal["ffpp", "dfd", "celebdf", "dfdcp", "dfdc-test", "folders"]]
     source: Positional[Path]  # where the data set is
     out: Positional[Path]  # the folder to make
@@ -193,7 +196,7 @@ class Predict:
         from dfdc_lib.predict import load_models
 
         if not self.videos:
-            raise ValueError("name the videos to score, or folders that hold them")
+            raise ValueError("name the videos to score, or their folders, before any option")
         videos, others = submission.find_videos(self.videos)
         if others:
             told = f"{len(others)} files, e.g. {others[0]}"
@@ -205,7 +208,7 @@ class Predict:
             print(f"warning: {submission.REHEARSAL_WARNING}", file=sys.stderr)
         workers = min(len(videos) - 1, 1) if self.workers is None else self.workers
         where = (self.out, workers, self.scheduler, self.time_limit)
-        pages, verdicts = name_pages(submission.name_videos(videos)), {}
+        pages, verdicts = name_pages(submission.name_videos(videos), self.report), {}
         for verdict in submission.score_files(videos, models, self.settings, *where):
             verdicts[verdict.video] = verdict
             place = f"{len(verdicts)}/{len(videos)} " if len(videos) > 1 else ""
@@ -215,8 +218,7 @@ class Predict:
         in_order = [verdicts[video] for video in videos]
         if self.out:
             submission.write_results(in_order, self.out, self.fallback)
-            beside = f"{submission.STATUS} and {submission.PREDICTIONS}"
-            print(f"wrote {self.out}, with {beside} beside it")
+            print(f"wrote {self.out}, with status.csv and predictions.parquet beside it")
         print(submission.describe_scores(in_order, self.fallback))
         return 0 if all(verdict.p_fake is not None for verdict in in_order) else 1
 
@@ -225,19 +227,22 @@ def choose_released() -> list[Path]:
     """The winner's networks, where they have been fetched. Raises ValueError."""
     paths = find_weights()
     if not paths:
-        other = "--checkpoint names another, e.g. the demo's runs/start_here/last.pt"
-        raise ValueError(f"no network: `dfdc weights` fetches the winner's; {other}")
+        other = "--checkpoint names another, e.g. data/work/sample/runs/start_here/last.pt"
+        raise ValueError(f"no checkpoint: `dfdc weights` fetches the winner's seven; {other}")
     print(f"using {len(paths)} of the winner's {len(RELEASED)} networks", file=sys.stderr)
     return paths
 
 
-def name_pages(names: dict[Path, str]) -> dict[Path, str]:
-    """Give the page about each video a name that a disk takes and no other page has."""
+def name_pages(names: dict[Path, str], folder: Path | None = None) -> dict[Path, str]:
+    """Give the page about each video a name that a disk takes and no other video's page has, in
+    this call or in the folder: a page may be evidence."""
     pages: dict[Path, str] = {}
-    for number, (video, name) in enumerate(names.items()):
-        plain = f"{name.replace(os.sep, '__')}.html"
-        fits = len(plain.encode()) <= 150 and plain not in pages.values()
-        pages[video] = plain if fits else f"{plain[:60]}_{number}.html"
+    for video, name in names.items():
+        place, plain = os.path.abspath(video), f"{name.replace(os.sep, '__')}.html"
+        record = Path(folder or "", plain).with_suffix(".json")
+        other = folder and record.exists() and json.dumps(place).encode() not in record.read_bytes()
+        fits = len(plain.encode()) <= 150 and plain not in pages.values() and not other
+        pages[video] = plain if fits else f"{plain[:60]}_{zlib.crc32(place.encode()):08x}.html"
     return pages
 
 

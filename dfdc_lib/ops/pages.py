@@ -2,6 +2,7 @@
 
 import base64
 import io
+import shlex
 from pathlib import Path
 
 import cv2
@@ -32,7 +33,7 @@ TEMPLATES = Environment(  # file names and reasons come from outside: all values
     lstrip_blocks=True,
     keep_trailing_newline=True,
 )
-TEMPLATES.filters["time_code"] = time_code
+TEMPLATES.filters |= {"time_code": time_code, "quote": shlex.quote}
 
 
 def write_page(
@@ -77,10 +78,12 @@ def explain(model: DeepfakeClassifier, crop: torch.Tensor) -> np.ndarray | None:
 
 
 def pick_suspects(faces: pd.DataFrame, n_crops: int) -> pd.DataFrame:
-    """The faces with the highest mean p_fake over models, by person and time."""
+    """The faces with the highest mean p_fake over models, each person's first; by person, time."""
     place = [name for name in FACE_COLUMNS if name != "certainty"]
     mean = faces.groupby(place, as_index=False).p_fake.mean()
-    highest = mean.sort_values("p_fake", ascending=False).head(n_crops)
+    mean = mean.sort_values("p_fake", ascending=False)
+    rank = mean.groupby("face_idx").cumcount().clip(upper=1)  # 0: a person's highest
+    highest = mean.iloc[np.argsort(rank, kind="stable")].head(n_crops)
     return highest.sort_values(["face_idx", "frame_idx"], ignore_index=True)
 
 

@@ -184,9 +184,8 @@ def find_videos(inputs: Iterable[Path | str]) -> tuple[list[Path], list[Path]]:
             files = sorted(path for path in given.rglob("*") if not path.is_dir())
             named = [path for path in files if VIDEO_NAME.fullmatch(path.name)]
             if not named:
-                raise FileNotFoundError(
-                    f"no video or picture (.mp4, .mov, .mkv, .jpg, .png, …) in {given}"
-                )
+                kinds = ".mp4, .mov, .mkv, .jpg, .png, …"
+                raise FileNotFoundError(f"no video or picture ({kinds}) in {given}")
             videos += named
             others += sorted(set(files) - set(named))
         elif given.exists() or given.is_symlink():
