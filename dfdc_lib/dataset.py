@@ -261,3 +261,4 @@ def read_batches(data: Dataset, workers: int, **batches) -> Iterator[tuple[Tenso
 
 def _become_reader(_: int) -> None:
     become_worker(1)
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)  # clusters send it to all: the parent saves first

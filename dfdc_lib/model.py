@@ -59,8 +59,8 @@ class DeepfakeClassifier(nn.Module):
     """Upstream's network: encoder features, global average pool, one linear output.
 
     encoder: a name from `config.ENCODERS`, or timm's. pretrained: ImageNet's weights from a file,
-    a folder with <timm name>.safetensors, .pth or .bin, or timm's hub (True; else random). True
-    takes those of lite0 to lite2 from their package, and raises ValueError if it isn't installed.
+    a folder with <timm name>.safetensors, .pth or .bin, or timm's hub (True; False: random). True
+    takes those of lite0 to lite2 from their package. Raises ValueError if they can't be had.
     """
 
     def __init__(self, encoder: str, pretrained: bool | Path | str = False):
@@ -105,8 +105,8 @@ def create_encoder(encoder: str, pretrained: bool | Path | str) -> nn.Module:
         try:
             return make(pretrained=True)
         except (OSError, RuntimeError) as error:  # offline, or timm has no weights for it
-            reason = type(error).__name__
-            print(f"no pretrained weights for {name} ({reason}): starting from random ones")
+            fix = "fetch them where there is a network, or name a file or folder that has them"
+            raise ValueError(f"no pretrained weights for {name} ({error}): {fix}") from error
     network = make(pretrained=False)
     if isinstance(pretrained, Path | str):
         load_pretrained_file(network, Path(pretrained), name)

@@ -1,4 +1,5 @@
 import re
+import shlex
 import subprocess
 import sys
 from dataclasses import fields, replace
@@ -6,9 +7,11 @@ from pathlib import Path
 
 import pandas as pd
 import pytest
+from conftest import ROOT
 from PIL import Image
 from test_adopt import lay
 from test_predict import make_model
+from torch.distributed.run import parse_args
 
 from dfdc_lib import config
 from dfdc_lib.config import DEMO_TRAINING, PredictConfig, PreprocessConfig, TrainConfig
@@ -191,6 +194,18 @@ def test_doctor_tells_good_from_bad(small_sample, work_copy, tmp_path, capsys):
     printed = capsys.readouterr().out
     assert "BAD data" in printed
     assert "BAD folds" in printed
+
+
+def test_torchrun_takes_the_lines_of_the_pages():
+    """It reads options that begin like its own, --run like --run-path, unless `--` ends them."""
+    pages = [*ROOT.glob("*.md"), *ROOT.glob("docs/*.md"), *ROOT.glob("notebooks/*.ipynb")]
+    text = "\n".join(page.read_text() for page in pages).replace("\\\n", "").replace("$RANK", "0")
+    trainings = re.findall(r"torchrun (--[^`#…\\\n]*dfdc(?: train|_lib)[^`#…\\\n]*)", text)
+    assert len(trainings) == 6
+    for line in trainings:
+        call = parse_args([*shlex.split(line), "--run", "b5"])
+        assert call.training_script == "dfdc", line
+        assert call.training_script_args[-2:] == ["--run", "b5"], line
 
 
 def test_no_two_videos_share_a_page_and_a_disk_takes_its_name():

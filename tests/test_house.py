@@ -120,9 +120,9 @@ def count_lines(*patterns: str) -> int:
 
 def test_the_house_stays_small():
     """As the formatter lays it out (`test_linters_pass`), comments and docstrings included."""
-    assert count_lines("dfdc_lib/*.py") <= 3647
-    assert count_lines("dfdc_lib/**/*.py") <= 8143
-    assert count_lines("tests/**/*.py") <= 8195
+    assert count_lines("dfdc_lib/*.py") <= 3648
+    assert count_lines("dfdc_lib/**/*.py") <= 8144
+    assert count_lines("tests/**/*.py") <= 8231
 
 
 def walk_library():

@@ -149,9 +149,9 @@ def no_network(monkeypatch):
     monkeypatch.setattr(timm, "create_model", offline)
 
 
-def test_without_a_network_training_starts_from_scratch_and_says_so(no_network, capsys):
-    create_encoder("tiny", True)
-    assert capsys.readouterr().out.count("\n") == 1
+def test_pretrained_weights_that_can_not_be_had_are_an_error(no_network):
+    with pytest.raises(ValueError, match="no pretrained weights for test_eff.*: fetch them"):
+        create_encoder("tiny", True)
 
 
 def read_lite(name):

@@ -12,6 +12,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from conftest import ROOT
 
 from dfdc_lib.config import DEMO_TRAINING, MARGINS, TrainConfig
 from dfdc_lib.dataset import CropReader, read_folds
@@ -212,6 +213,29 @@ def test_ctrl_c_and_sigterm_save_and_end(small_work, undisturbed, number, last):
     with pytest.raises(KeyboardInterrupt, match=f"stopped after step {last}"):
         stopped.require_finished()
     assert_same_run(undisturbed["paired"], train(small_work, config, name).require_finished())
+
+
+GROUP = """
+import os, signal, sys
+from test_train import LONG, Path, WorkFolder, train
+
+def stop(step, *_):
+    if step == 1:
+        os.killpg(0, signal.SIGTERM)  # as Slurm does: to the processes that read, too
+
+if __name__ == "__main__":
+    run = train(WorkFolder(Path(sys.argv[1])), LONG["slides"], "group", workers=1, progress=stop)
+    sys.exit(run.finished or not run.checkpoint.exists())
+"""
+
+
+@pytest.mark.slow
+def test_a_signal_to_all_processes_of_a_run_saves_it_too(small_work, tmp_path):
+    (tmp_path / "group.py").write_text(GROUP)
+    command = [sys.executable, tmp_path / "group.py", small_work.root]
+    given = {"start_new_session": True, "env": os.environ | {"PYTHONPATH": "tests"}}
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, **given)
+    assert done.returncode == 0, done.stderr
 
 
 KILLED = """
