@@ -188,7 +188,8 @@ def test_a_picture_is_scored_and_gets_a_page(predict, tmp_path, capsys):
 def test_doctor_tells_good_from_bad(small_sample, work_copy, tmp_path, capsys):
     work = ["--work", str(work_copy.root)]
     assert main(["doctor", "--data", str(small_sample), *work]) == 0
-    assert "12 of 12 videos" in capsys.readouterr().out
+    assert f"GB at {small_sample}" in (told := capsys.readouterr().out)
+    assert "12 of 12 videos" in told
     work_copy.folds.unlink()
     assert main(["doctor", "--data", str(tmp_path), *work]) == 1
     printed = capsys.readouterr().out

@@ -122,7 +122,7 @@ def test_the_house_stays_small():
     """As the formatter lays it out (`test_linters_pass`), comments and docstrings included."""
     assert count_lines("dfdc_lib/*.py") <= 3648
     assert count_lines("dfdc_lib/**/*.py") <= 8144
-    assert count_lines("tests/**/*.py") <= 8231
+    assert count_lines("tests/**/*.py") <= 8232
 
 
 def walk_library():

@@ -327,7 +327,7 @@ class Doctor:
 
         if self.estimate and not self.data:
             raise ValueError("an estimate needs some of your videos: name them with --data")
-        findings = check_environment()
+        findings = check_environment(self.data if self.data and self.data.exists() else ".")
         findings += [check_data(self.data)] if self.data else []
         if self.work:
             how = {"pictures": self.pictures, "strike": self.strike}

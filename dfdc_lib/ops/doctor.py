@@ -43,16 +43,16 @@ class Finding(NamedTuple):
     advice: str = ""
 
 
-def check_environment() -> list[Finding]:
-    """Check Python, the packages that the library needs, the GPU and the disk."""
+def check_environment(place: Path | str = ".") -> list[Finding]:
+    """Check Python, the packages that the library needs, the GPU and the disk of `place`."""
     python = Finding("Python", True, platform.python_version())
     needed = importlib.metadata.requires("dfdc-lib") or []
     names = [re.split(r"[^\w.-]", line)[0] for line in needed if "extra ==" not in line]
     faster = "without a GPU, finding faces and scoring are several times faster with it"
     openvino = check_package("openvino", faster)._replace(ok=True)
-    free = shutil.disk_usage(".").free / 1e9
+    free = shutil.disk_usage(place).free / 1e9
     needs = "the demo needs 2 GB, DFDC 470 GB and as much again for crops"
-    disk = Finding("free disk", free > 2, f"{free:.0f} GB", needs)
+    disk = Finding("free disk", free > 2, f"{free:.0f} GB at {place}", needs)
     return [python, *map(check_package, names), openvino, check_gpu(), disk]
 
 
