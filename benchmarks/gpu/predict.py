@@ -18,13 +18,13 @@ import cv2
 import numpy as np
 import torch
 from facenet_pytorch import MTCNN
-from PIL import Image
 
 from benchmarks import predict
 from benchmarks.gpu.setting import Setting, make_network
 from benchmarks.measure import time_call
 from dfdc_lib.augment import valid_transforms
 from dfdc_lib.config import INFERENCE_THRESHOLDS, MARGINS, PredictConfig
+from dfdc_lib.faces import resize_for_detection
 from dfdc_lib.fast.scorers import make_scorer
 from dfdc_lib.geometry import cut_face, isotropic_resize, spread_indices
 from dfdc_lib.model import DeepfakeClassifier
@@ -138,8 +138,7 @@ def follow_original(clip: Path, model: DeepfakeClassifier, peer: MTCNN, n: int) 
     size, crops = model.card.size, []
     transform = valid_transforms(size)
     for frame in frames:
-        small = Image.fromarray(frame).resize([side // 2 for side in frame.shape[1::-1]])
-        boxes = peer.detect(small)[0]
+        boxes = peer.detect(resize_for_detection(frame, "upstream"))[0]
         for box in () if boxes is None else boxes:
             crop = cut_face(frame, 2 * box.astype(float), MARGINS["upstream"])
             crops.append(transform(image=isotropic_resize(crop, size))["image"])
