@@ -222,3 +222,4 @@ def test_a_page_is_replaced_only_by_the_same_videos(tmp_path):
     write_json(tmp_path / "é.mp4.json", {"video": {"path": str(same)}})
     assert name_pages({same: "é.mp4"}, tmp_path) == {same: "é.mp4.html"}
     assert name_pages({other: "é.mp4"}, tmp_path)[other] not in ("é.mp4.html", "")
+    assert len(name_pages({other: "é" * 300}, tmp_path)[other].encode()) < 200

@@ -234,14 +234,14 @@ def choose_released() -> list[Path]:
 
 
 def name_pages(names: dict[Path, str], folder: Path | None = None) -> dict[Path, str]:
-    """Give the page about each video a name that a disk takes and no other video's page has, in
-    this call or in the folder: a page may be evidence."""
+    """Give each video's page a name that a disk takes and no other video's has, there or here."""
     pages: dict[Path, str] = {}
     for video, name in names.items():
         place, plain = os.path.abspath(video), f"{name.replace(os.sep, '__')}.html"
         record = Path(folder or "", plain).with_suffix(".json")
-        other = folder and record.exists() and json.dumps(place).encode() not in record.read_bytes()
-        fits = len(plain.encode()) <= 150 and plain not in pages.values() and not other
+        fits = len(plain.encode()) <= 150 and plain not in pages.values()
+        if fits and folder and record.exists():  # of an earlier call: it may be evidence
+            fits = json.dumps(place).encode() in record.read_bytes()
         pages[video] = plain if fits else f"{plain[:60]}_{zlib.crc32(place.encode()):08x}.html"
     return pages
 
